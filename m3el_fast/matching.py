@@ -1,0 +1,332 @@
+"""The matching units of M3EL and MIMIC (spec sections 3 and 4): modules that hold weights and call ops.
+
+Each unit splits into what one side alone determines (``entity``, ``mention``: dicts of tensors, one row per item) and
+``score``, which couples the two sides into [M, E].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from m3el_fast import ops
+from m3el_fast.config import M3ELConfig, MIMICConfig
+from m3el_fast.features import FeatureDims, Features, Scores
+from m3el_fast.ops import CrossModalWeights, DualWeights, LayerNormWeights
+
+Vectors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Side:
+    """All that scoring needs of n mentions or n entities.
+
+    Attributes:
+        item: tensors [n, ...]: the text unit's (``text.*``) and the cross-modal contexts (``cross.*``).
+        visual: tensors [u, ...]: the image unit's, one row per distinct image.
+        image_index: [n] int64, the row of ``visual`` of each item; None = row i belongs to item i.
+    """
+
+    item: Vectors
+    visual: Vectors
+    image_index: Tensor | None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Side:
+        """The same with ``function`` applied to each tensor of ``item`` and, one row per item, of ``visual``."""
+        visual = self.visual
+        if self.image_index is not None:
+            visual = {name: tensor[self.image_index] for name, tensor in visual.items()}
+        return Side(
+            {name: function(tensor) for name, tensor in self.item.items()},
+            {name: function(tensor) for name, tensor in visual.items()},
+            None,
+        )
+
+    def take(self, rows: Tensor | slice) -> Side:
+        """The items ``rows``, with the images that they use."""
+        item = {name: tensor[rows] for name, tensor in self.item.items()}
+        if self.image_index is None:
+            return Side(item, {name: tensor[rows] for name, tensor in self.visual.items()}, None)
+        used, index = self.image_index[rows].unique(return_inverse=True)
+        return Side(item, {name: tensor[used] for name, tensor in self.visual.items()}, index)
+
+
+def norm_weights(norm: nn.LayerNorm) -> LayerNormWeights:
+    return LayerNormWeights(norm.weight, norm.bias, norm.eps)
+
+
+class IntraModal(nn.Module):
+    """IMN of one modality (spec section 3.1); MIMIC's TGLU is the same unit on text."""
+
+    def __init__(
+        self, global_dim: int, local_dim: int, d: int, pooling: Literal["mean", "max", "soft"] = "mean"
+    ) -> None:
+        super().__init__()
+        self.query = nn.Linear(local_dim, d)
+        self.key = nn.Linear(local_dim, d)
+        self.value = nn.Linear(local_dim, d)
+        self.gate = nn.Linear(global_dim, d)
+        self.norm = nn.LayerNorm(d)
+        self.pooling = pooling
+
+    def entity(self, glob: Tensor, local: Tensor, mask: Tensor | None = None) -> Vectors:
+        side = {"global": glob, "query": self.query(local), "gate": self.gate(glob)}
+        return side if mask is None else side | {"mask": mask}
+
+    def mention(self, glob: Tensor, local: Tensor, mask: Tensor | None = None) -> Vectors:
+        side = {"global": glob, "key": self.key(local), "value": self.value(local)}
+        return side if mask is None else side | {"mask": mask}
+
+    def score(self, mention: Mapping[str, Tensor], entity: Mapping[str, Tensor]) -> Tensor:
+        g2l = ops.g2l_scores(
+            entity["query"],
+            mention["key"],
+            mention["value"],
+            entity["gate"],
+            norm_weights(self.norm),
+            pooling=self.pooling,
+            query_mask=entity.get("mask"),
+            key_mask=mention.get("mask"),
+        )
+        return (mention["global"] @ entity["global"].T + g2l) / 2
+
+
+class CrossModal(nn.Module):
+    """CMN (spec section 3.2): contexts ``t2v`` and ``v2t`` of one side, each [n, d]."""
+
+    def __init__(self, dims: FeatureDims, config: M3ELConfig) -> None:
+        super().__init__()
+        d = config.d
+        self.text = nn.Linear(dims.text_global, d)
+        # one layer serves both where the widths agree, as in CLIP ViT-B/32
+        own_width = dims.text_local != dims.text_global
+        self.text_local = nn.Linear(dims.text_local, d) if own_width and config.directions != "t2v" else None
+        self.image = nn.Linear(dims.image_global, d)
+        self.u = nn.Linear(d, d)
+        self.gate = nn.Linear(d, 1)
+        self.norm = nn.LayerNorm(d)
+        self.fusion = nn.Linear(d, d) if config.cross_form == "t2v" else None
+        self.head_weight: Tensor
+        self.register_buffer("head_weight", torch.ones(config.heads))
+        self.lam = config.lam
+        self.t2v = config.directions != "v2t"
+        self.v2t = config.directions != "t2v" and config.cross_form == "bidirectional"
+
+    def weights(self) -> CrossModalWeights:
+        return CrossModalWeights(
+            self.u.weight,
+            self.u.bias,
+            self.gate.weight,
+            self.gate.bias,
+            norm_weights(self.norm),
+            self.head_weight,
+            self.lam,
+            None if self.fusion is None else self.fusion.weight,
+            None if self.fusion is None else self.fusion.bias,
+        )
+
+    def contexts(self, features: Features) -> Vectors:
+        """``features`` after the matcher's LayerNorms; image rows are gathered per item."""
+        weights, side = self.weights(), {}
+        if self.t2v:
+            local = _per_item(self.image(features.image_local), features.image_index)
+            side["t2v"] = ops.cross_modal_context(self.text(features.text_global), local, weights)
+        if self.v2t:
+            glob = _per_item(self.image(features.image_global), features.image_index)
+            text = self.text if self.text_local is None else self.text_local
+            side["v2t"] = ops.cross_modal_context(glob, text(features.text_local), weights)
+        return side
+
+
+class DualUnit(nn.Module):
+    """DUAL, one direction of MIMIC's VDLU (spec section 4)."""
+
+    def __init__(self, global_dim: int, local_dim: int, d: int) -> None:
+        super().__init__()
+        self.cls = nn.Linear(global_dim, d)
+        self.tokens = nn.Linear(local_dim, d)
+        self.fc = nn.Linear(d, d)
+        self.gate = nn.Linear(d, 1)
+        self.norm1 = nn.LayerNorm(d)
+        self.norm2 = nn.LayerNorm(d)
+
+    def source(self, glob: Tensor) -> Tensor:
+        result: Tensor = self.cls(glob)
+        return result
+
+    def target(self, glob: Tensor, local: Tensor) -> tuple[Tensor, Tensor]:
+        # the mean of projected rows is the projection of their mean
+        return self.cls(glob), self.tokens(local.mean(dim=1))
+
+    def score(self, source: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        weights = DualWeights(
+            self.fc.weight,
+            self.fc.bias,
+            self.gate.weight,
+            self.gate.bias,
+            norm_weights(self.norm1),
+            norm_weights(self.norm2),
+        )
+        return ops.dual_scores(source, key, value, weights)
+
+
+class DualGated(nn.Module):
+    """VDLU (spec section 4): mean of both directions, each with its own weights."""
+
+    def __init__(self, global_dim: int, local_dim: int, d: int) -> None:
+        super().__init__()
+        self.entity_to_mention = DualUnit(global_dim, local_dim, d)
+        self.mention_to_entity = DualUnit(global_dim, local_dim, d)
+
+    def entity(self, glob: Tensor, local: Tensor) -> Vectors:
+        key, value = self.mention_to_entity.target(glob, local)
+        return {"source": self.entity_to_mention.source(glob), "key": key, "value": value}
+
+    def mention(self, glob: Tensor, local: Tensor) -> Vectors:
+        key, value = self.entity_to_mention.target(glob, local)
+        return {"source": self.mention_to_entity.source(glob), "key": key, "value": value}
+
+    def score(self, mention: Mapping[str, Tensor], entity: Mapping[str, Tensor]) -> Tensor:
+        forth = self.entity_to_mention.score(entity["source"], mention["key"], mention["value"]).T
+        back = self.mention_to_entity.score(mention["source"], entity["key"], entity["value"])
+        return (forth + back) / 2
+
+
+class GatedFusion(nn.Module):
+    """CMFU (spec section 4): one context vector ``t2v`` [n, d] per side."""
+
+    def __init__(self, dims: FeatureDims, d: int) -> None:
+        super().__init__()
+        self.text = nn.Linear(dims.text_global, d)
+        self.image = nn.Linear(dims.image_local, d)
+        self.gate = nn.Linear(d, 1)
+        self.norm = nn.LayerNorm(d)
+
+    def contexts(self, features: Features) -> Vectors:
+        t = self.text(features.text_global)
+        patches = _per_item(self.image(features.image_local), features.image_index)
+        attention = (patches @ t[:, :, None]).softmax(dim=1)
+        context = (attention.transpose(1, 2) @ patches)[:, 0]
+        return {"t2v": self.norm(t * self.gate(t).tanh() + context)}
+
+
+class Matcher(nn.Module):
+    """What both models share: four LayerNorms, a text unit, an image unit, cross-modal contexts, their union."""
+
+    text: IntraModal | None
+    image: IntraModal | DualGated | None
+    cross: CrossModal | GatedFusion | None
+    directions_count_apart: bool  # T2V and V2T are two members of the union, not one
+
+    def __init__(self, dims: FeatureDims, token_mask: bool) -> None:
+        super().__init__()
+        self.token_mask = token_mask
+        self.text_global_norm = nn.LayerNorm(dims.text_global)
+        self.text_local_norm = nn.LayerNorm(dims.text_local)
+        self.image_global_norm = nn.LayerNorm(dims.image_global)
+        self.image_local_norm = nn.LayerNorm(dims.image_local)
+
+    def entity_side(self, features: Features) -> Side:
+        """All that scores need of the entities; independent of the mentions, so computed once per KB."""
+        return self._side(features, "entity")
+
+    def mention_side(self, features: Features) -> Side:
+        """All that scores need of the mentions; independent of the entities."""
+        return self._side(features, "mention")
+
+    def _side(self, features: Features, role: Literal["entity", "mention"]) -> Side:
+        f = Features(
+            self.text_global_norm(features.text_global),
+            self.text_local_norm(features.text_local),
+            self.image_global_norm(features.image_global),
+            self.image_local_norm(features.image_local),
+            features.image_index,
+            features.text_mask if self.token_mask else None,
+        )
+        item: Vectors = {}
+        visual: Vectors = {}
+        if self.text is not None:
+            text_side = self.text.entity if role == "entity" else self.text.mention
+            item |= {f"text.{k}": v for k, v in text_side(f.text_global, f.text_local, f.text_mask).items()}
+        if self.image is not None:
+            image_side = self.image.entity if role == "entity" else self.image.mention
+            visual = image_side(f.image_global, f.image_local)
+        if self.cross is not None:
+            item |= {f"cross.{k}": v for k, v in self.cross.contexts(f).items()}
+        return Side(item, visual, f.image_index)
+
+    def score(self, mentions: Side, entities: Side) -> Scores:
+        """Scores [M, E] of all pairs of the two sides."""
+        text = image = cross = t2v = v2t = None
+        if self.text is not None:
+            text = self.text.score(_unit(mentions.item, "text."), _unit(entities.item, "text."))
+        if self.image is not None:
+            image = self.image.score(mentions.visual, entities.visual)
+            if mentions.image_index is not None:
+                image = image[mentions.image_index]
+            if entities.image_index is not None:
+                image = image[:, entities.image_index]
+        if self.cross is not None:
+            left, right = _unit(mentions.item, "cross."), _unit(entities.item, "cross.")
+            t2v, v2t = (left[k] @ right[k].T if k in left else None for k in ("t2v", "v2t"))
+            both = [score for score in (t2v, v2t) if score is not None]
+            cross = _mean(both)
+        members = [text, image, t2v, v2t] if self.directions_count_apart else [text, image, cross]
+        union = _mean([score for score in members if score is not None])
+        return Scores(union, text, image, cross, t2v, v2t)
+
+    def forward(self, entities: Features, mentions: Features) -> Scores:
+        """Scores [M, E] of M mentions against E entities (spec sections 3.3 and 4)."""
+        return self.score(self.mention_side(mentions), self.entity_side(entities))
+
+
+class M3ELMatcher(Matcher):
+    """M3EL's matcher (spec section 3) with every switch of :class:`M3ELConfig`."""
+
+    def __init__(self, config: M3ELConfig, dims: FeatureDims) -> None:
+        super().__init__(dims, config.token_mask)
+        d = config.d
+        self.text = IntraModal(dims.text_global, dims.text_local, d, config.pooling) if config.text else None
+        if not config.image:
+            self.image = None
+        elif config.intra_modal == "independent":
+            self.image = DualGated(dims.image_global, dims.image_local, d)
+        else:
+            self.image = IntraModal(dims.image_global, dims.image_local, d, config.pooling)
+        self.cross = CrossModal(dims, config) if config.cross else None
+        self.directions_count_apart = config.union == "released"
+
+
+class MIMICMatcher(Matcher):
+    """MIMIC's matcher (spec section 4): TGLU, VDLU, CMFU."""
+
+    def __init__(self, config: MIMICConfig, dims: FeatureDims) -> None:
+        super().__init__(dims, config.token_mask)
+        self.text = IntraModal(dims.text_global, dims.text_local, config.d)
+        self.image = DualGated(dims.image_global, dims.image_local, config.d)
+        self.cross = GatedFusion(dims, config.d)
+        self.directions_count_apart = False
+
+
+def build_matcher(config: M3ELConfig | MIMICConfig, dims: FeatureDims) -> Matcher:
+    """The matcher that ``config`` describes, with PyTorch's default initialisation."""
+    return M3ELMatcher(config, dims) if isinstance(config, M3ELConfig) else MIMICMatcher(config, dims)
+
+
+def _mean(scores: list[Tensor]) -> Tensor:
+    total = scores[0]
+    for score in scores[1:]:
+        total = total + score
+    return total / len(scores)
+
+
+def _unit(item: Vectors, prefix: str) -> Vectors:
+    return {name.removeprefix(prefix): tensor for name, tensor in item.items() if name.startswith(prefix)}
+
+
+def _per_item(rows: Tensor, index: Tensor | None) -> Tensor:
+    return rows if index is None else rows[index]

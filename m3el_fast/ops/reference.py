@@ -1,0 +1,405 @@
+"""Every op in plain PyTorch: the oracle of all kernels.
+
+Each op stands here as the papers write it (``*_paper``) and, where spec section 5 has one, in the exact reformulated
+form that fast kernels implement; both agree to 1e-10 in fp64. All functions are differentiable and keep the dtype of
+their arguments.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class LayerNormWeights(NamedTuple):
+    """A LayerNorm over the last dimension: ``weight`` and ``bias`` [d], and its ``eps``."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float = 1e-5
+
+    def apply(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.eps)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Contrastive losses (spec section 2)
+
+
+def icl_loss(
+    entity: Tensor,  # [B, d]
+    mention: Tensor,  # [B, d]
+    tau: float,
+    beta: float,
+    gamma: float,
+    variant: str,
+    duplicates: Tensor | None = None,  # [B, B] bool
+) -> Tensor:
+    """ICL of one modality: mean over entity anchors and mention anchors, halved (spec section 2, M3EL Eq. 2-3)."""
+    e, m = F.normalize(entity, dim=-1), F.normalize(mention, dim=-1)
+    em = e @ m.T / tau
+    of_entities = _icl_anchors(em, e @ e.T / tau, beta, gamma, variant, duplicates)
+    of_mentions = _icl_anchors(em.T, m @ m.T / tau, beta, gamma, variant, duplicates)
+    return (of_entities + of_mentions) / 2
+
+
+def _icl_anchors(
+    other: Tensor, same: Tensor, beta: float, gamma: float, variant: str, duplicates: Tensor | None
+) -> Tensor:
+    """Mean loss of the anchors in rows: ``other`` holds the positives on its diagonal, ``same`` the anchor itself."""
+    eye = torch.eye(other.shape[0], dtype=torch.bool, device=other.device)
+    if variant == "paper":
+        # weight * exp(x) = exp(x + log weight); a weight of 0 removes the term
+        positive = other.diagonal()
+        other = torch.where(eye, other, other + _log(gamma))
+        same = (same + _log(beta)).masked_fill(eye, -math.inf)
+    else:
+        other, same = gamma * other, (beta * same).masked_fill(eye, 0.0)
+        positive = other.diagonal()
+    if duplicates is not None:
+        removed = duplicates & ~eye
+        other, same = other.masked_fill(removed, -math.inf), same.masked_fill(removed, -math.inf)
+    return (torch.cat([other, same], dim=1).logsumexp(dim=1) - positive).mean()
+
+
+def _log(weight: float) -> float:
+    return math.log(weight) if weight > 0 else -math.inf
+
+
+def infonce_loss(entity: Tensor, mention: Tensor, duplicates: Tensor | None = None) -> Tensor:
+    """InfoNCE of one modality on raw dot products: mean of row and column cross entropies (spec section 2)."""
+    logits = entity @ mention.T
+    return (diagonal_cross_entropy(logits, duplicates) + diagonal_cross_entropy(logits.T, duplicates)) / 2
+
+
+def mclet_loss(a: Tensor, b: Tensor, tau: float, duplicates: Tensor | None = None) -> Tensor:
+    """MCLET on projected, L2-normalised a, b [B, d]: mean over anchors and both directions (spec section 2)."""
+    ab = a @ b.T / tau
+    return (_mclet_anchors(ab, a @ a.T / tau, duplicates) + _mclet_anchors(ab.T, b @ b.T / tau, duplicates)) / 2
+
+
+def _mclet_anchors(other: Tensor, same: Tensor, duplicates: Tensor | None) -> Tensor:
+    eye = torch.eye(other.shape[0], dtype=torch.bool, device=other.device)
+    positive = other.diagonal()
+    same = same.masked_fill(eye, -math.inf)
+    if duplicates is not None:
+        removed = duplicates & ~eye
+        other, same = other.masked_fill(removed, -math.inf), same.masked_fill(removed, -math.inf)
+    return (torch.cat([other, same], dim=1).logsumexp(dim=1) - positive).mean()
+
+
+def diagonal_cross_entropy(logits: Tensor, duplicates: Tensor | None = None, first: int = 0) -> Tensor:
+    """Cross entropy of rows [b, B] whose target is column ``first + row``; columns marked in ``duplicates`` [b, B]
+    other than the target are left out."""
+    target = torch.arange(logits.shape[0], device=logits.device) + first
+    if duplicates is not None:
+        keep = F.one_hot(target, logits.shape[1]).bool()
+        logits = logits.masked_fill(duplicates & ~keep, -math.inf)
+    return F.cross_entropy(logits, target)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Global-to-local scores (spec sections 3.1 and 5.2)
+
+
+def g2l_scores_paper(
+    query: Tensor,  # [E, Le, d]
+    key: Tensor,  # [M, Lm, d]
+    value: Tensor,  # [M, Lm, d]
+    gate: Tensor,  # [E, d]
+    norm: LayerNormWeights,
+    pooling: str = "mean",
+    query_mask: Tensor | None = None,  # [E, Le] bool
+    key_mask: Tensor | None = None,  # [M, Lm] bool
+) -> Tensor:
+    """G2L [M, E] as M3EL Eq. 5 and spec 3.1 write it: attention, A V, pooling of the rows, LayerNorm, dot."""
+    logits = torch.einsum("eqd,mkd->meqk", query, key) / math.sqrt(query.shape[-1])
+    if key_mask is not None:
+        logits = logits.masked_fill(~key_mask[:, None, None, :], -math.inf)
+    rows = logits.softmax(dim=-1) @ value[:, None]  # [M, E, Le, d]
+    context = _pool_rows(rows, pooling, None if query_mask is None else query_mask[None, :, :, None])
+    return torch.einsum("med,ed->me", norm.apply(context), gate)
+
+
+def _pool_rows(rows: Tensor, pooling: str, mask: Tensor | None) -> Tensor:
+    if pooling == "mean":
+        return rows.mean(dim=-2) if mask is None else (rows * mask).sum(dim=-2) / mask.sum(dim=-2)
+    hidden = rows if mask is None else rows.masked_fill(~mask, -math.inf)
+    if pooling == "max":
+        return hidden.amax(dim=-2)
+    return (rows * hidden.softmax(dim=-2)).sum(dim=-2)  # soft
+
+
+def g2l_scores(
+    query: Tensor,  # [E, Le, d]
+    key: Tensor,  # [M, Lm, d]
+    value: Tensor,  # [M, Lm, d]
+    gate: Tensor,  # [E, d]
+    norm: LayerNormWeights,
+    query_mask: Tensor | None = None,  # [E, Le] bool
+    key_mask: Tensor | None = None,  # [M, Lm] bool
+) -> Tensor:
+    """G2L [M, E] with mean pooling, without A V (spec 5.2): w = column means of A, then Gram-form LayerNorm and dot."""
+    entities, rows, d = query.shape
+    mentions, columns, _ = key.shape
+    logits = query.reshape(-1, d) @ (key / math.sqrt(d)).reshape(-1, d).T
+    logits = logits.view(entities, rows, mentions, columns)
+    if key_mask is not None:
+        logits = logits.masked_fill(~key_mask, -math.inf)
+    attention = logits.softmax(dim=-1)
+    if query_mask is None:
+        w = attention.mean(dim=1)  # [E, M, Lm]
+    else:
+        share = query_mask.to(attention.dtype) / query_mask.sum(dim=1, keepdim=True)
+        w = torch.einsum("eqmk,eq->emk", attention, share)
+    w = w.transpose(0, 1)  # [M, E, Lm]
+    centred = value - value.mean(dim=-1, keepdim=True)
+    gram = centred @ centred.transpose(1, 2)  # [M, Lm, Lm]
+    dot = (w * ((gate * norm.weight) @ centred.transpose(1, 2))).sum(dim=-1)
+    variance = ((w @ gram) * w).sum(dim=-1).clamp_min(0) / d
+    return dot * (variance + norm.eps).rsqrt() + gate @ norm.bias
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Cross-modal context (spec sections 3.2 and 5.4)
+
+HEAD_TEMPERATURES: dict[int, tuple[float, ...]] = {
+    1: (3.0,),
+    2: (3.0, math.inf),
+    3: (2.0, 4.0, math.inf),
+    4: (2.0, 3.0, 4.0, math.inf),
+    5: (2.0, 2.5, 3.5, 4.5, math.inf),
+    6: (2.0, 3.0, 4.0, 5.0, 6.0, math.inf),
+    7: (0.5, 2.5, 3.5, 4.5, 5.5, 6.5, math.inf),
+    8: (0.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, math.inf),
+}
+"""Temperatures of the K pooling heads; infinity is the max head (spec section 3.2)."""
+
+
+class CrossModalWeights(NamedTuple):
+    """Weights of one cross-modal unit (spec section 3.2).
+
+    Attributes:
+        u_weight, u_bias: U, [d, d] and [d].
+        gate_weight, gate_bias: w, b of the scalar gate, [1, d] and [1].
+        norm: the final LayerNorm.
+        head_weight: [K], multiplies each head's output.
+        lam: lambda.
+        fusion_weight, fusion_bias: F of the T2V-only form, [d, d] and [d]; None in the bidirectional form.
+    """
+
+    u_weight: Tensor
+    u_bias: Tensor
+    gate_weight: Tensor
+    gate_bias: Tensor
+    norm: LayerNormWeights
+    head_weight: Tensor
+    lam: float
+    fusion_weight: Tensor | None = None
+    fusion_bias: Tensor | None = None
+
+
+def cross_modal_context_paper(glob: Tensor, local: Tensor, weights: CrossModalWeights) -> Tensor:
+    """Context ``out`` [n, d] of globals [n, d] and locals [n, L, d] with every row of L' written out (M3EL Eq. 6-7)."""
+    g = glob[:, None]  # [n, 1, d]
+    enriched = _match(g, local, weights)
+    rows = _match(local, g, weights)  # [n, L, d]
+    if weights.fusion_weight is None:
+        pooled = _pool_heads(torch.cat([enriched, rows], dim=1), weights)
+    else:
+        pooled = _fuse(_pool_heads(rows, weights), enriched[:, 0], weights)
+    return _gate(glob, pooled, weights)
+
+
+def _match(p: Tensor, q: Tensor, weights: CrossModalWeights) -> Tensor:
+    projected = F.linear(q, weights.u_weight, weights.u_bias)
+    attention = (p @ projected.transpose(1, 2)).softmax(dim=-1)
+    return F.linear(attention @ q, weights.u_weight, weights.u_bias).relu()
+
+
+def _pool_heads(h: Tensor, weights: CrossModalWeights) -> Tensor:
+    """H of rows h [n, r, d]: mean over heads of (mean row + lambda * pooled row)."""
+    total = torch.zeros_like(h[:, 0])
+    temperatures = HEAD_TEMPERATURES[weights.head_weight.shape[0]]
+    for temperature, weight in zip(temperatures, weights.head_weight, strict=True):
+        pooled = h.amax(dim=1) if temperature == math.inf else (h * (temperature * h).softmax(dim=1)).sum(dim=1)
+        total = total + weight * (h.mean(dim=1) + weights.lam * pooled)
+    return total / len(temperatures)
+
+
+def _fuse(pooled: Tensor, enriched: Tensor, weights: CrossModalWeights) -> Tensor:
+    assert weights.fusion_weight is not None
+    f = F.linear(pooled, weights.fusion_weight, weights.fusion_bias)
+    f = (f + F.linear(enriched, weights.fusion_weight, weights.fusion_bias)).sigmoid()
+    return enriched * f + pooled * (1 - f)
+
+
+def _gate(glob: Tensor, pooled: Tensor, weights: CrossModalWeights) -> Tensor:
+    gate = F.linear(glob, weights.gate_weight, weights.gate_bias).tanh()
+    return weights.norm.apply(glob * gate + pooled)
+
+
+def cross_modal_context(glob: Tensor, local: Tensor, weights: CrossModalWeights) -> Tensor:
+    """Context ``out`` [n, d] with the pooled heads in closed form (spec 5.4): all rows of L' equal relu(U g)."""
+    # p (U q)^T = (p U_w) q^T + p . U_b, and the last term is the same for all rows: softmax ignores it
+    attention = (local @ (glob @ weights.u_weight)[:, :, None]).softmax(dim=1)  # [n, L, 1]
+    context = (attention.transpose(1, 2) @ local)[:, 0]
+    a = F.linear(context, weights.u_weight, weights.u_bias).relu()
+    r = F.linear(glob, weights.u_weight, weights.u_bias).relu()
+    if weights.fusion_weight is None:
+        pooled = _pool_two_rows(a, r, local.shape[1], weights)
+    else:
+        pooled = _fuse((1 + weights.lam) * weights.head_weight.mean() * r, a, weights)
+    return _gate(glob, pooled, weights)
+
+
+def _pool_two_rows(a: Tensor, r: Tensor, n: int, weights: CrossModalWeights) -> Tensor:
+    """H of the rows [a; r repeated n times]."""
+    temperatures = HEAD_TEMPERATURES[weights.head_weight.shape[0]]
+    difference = a - r
+    total = weights.head_weight.sum() * (a + n * r) / (n + 1)
+    for temperature, weight in zip(temperatures, weights.head_weight, strict=True):
+        if temperature == math.inf:
+            pooled = torch.maximum(a, r)
+        else:
+            pooled = r + difference * (temperature * difference - math.log(n)).sigmoid()
+        total = total + weights.lam * weight * pooled
+    return total / len(temperatures)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# MIMIC's dual-gated scores (spec sections 4 and 5.5)
+
+
+class DualWeights(NamedTuple):
+    """Weights of one DUAL unit behind its input projections (spec section 4): F, the gate, LN1 and LN2."""
+
+    f_weight: Tensor  # [d, d]
+    f_bias: Tensor  # [d]
+    gate_weight: Tensor  # [1, d]
+    gate_bias: Tensor  # [1]
+    norm1: LayerNormWeights
+    norm2: LayerNormWeights
+
+
+def dual_scores_paper(source: Tensor, key: Tensor, value: Tensor, weights: DualWeights) -> Tensor:
+    """DUAL scores [S, T] of source vectors a [S, d] and target vectors k, v [T, d], pair by pair (MIMIC, VDLU)."""
+    x = weights.norm1.apply(value[None] + source[:, None])
+    x = F.linear(x, weights.f_weight, weights.f_bias)  # [S, T, d]
+    gate = F.linear(x, weights.gate_weight, weights.gate_bias).tanh()
+    y = weights.norm2.apply(x * gate + key[None])
+    return torch.einsum("std,sd->st", y, weights.norm2.apply(source))
+
+
+def dual_scores(source: Tensor, key: Tensor, value: Tensor, weights: DualWeights) -> Tensor:
+    """DUAL scores [S, T] from five inner products per pair and scalar arithmetic (spec 5.5)."""
+    d = source.shape[1]
+    norm1, norm2 = weights.norm1, weights.norm2
+    # LN1(v + a) = weight1 * (v_c + a_c) / s1 + bias1, so that x = (pv + pa) / s1 + q
+    a_c, v_c = _centre(source), _centre(value)
+    s1 = _norm_of_sum(a_c, v_c, d, norm1.eps)
+    pa, pv = (F.linear(norm1.weight * c, weights.f_weight) for c in (a_c, v_c))
+    q = F.linear(norm1.bias, weights.f_weight, weights.f_bias)
+    gate_a, gate_v, gate_q = (F.linear(p, weights.gate_weight)[..., 0] for p in (pa, pv, q))
+    g = ((gate_a[:, None] + gate_v[None]) / s1 + gate_q + weights.gate_bias).tanh()
+    s = g / s1
+    # z = s (pv + pa) + g q + k; LN2(z) . n = (n' . z) / s2 + bias2 . n with n' = weight2 * n, centred
+    n = norm2.apply(source)
+    n_c = _centre(norm2.weight * n)
+    dot = s * (n_c @ pv.T + (n_c * pa).sum(1)[:, None]) + g * (n_c @ q)[:, None] + n_c @ key.T
+    pa, pv, q, k = _centre(pa), _centre(pv), _centre(q), _centre(key)
+    square = s * s * ((pa * pa).sum(1)[:, None] + (pv * pv).sum(1)[None] + 2 * (pa @ pv.T))
+    square = square + g * g * (q * q).sum() + (k * k).sum(1)[None]
+    square = square + 2 * s * g * ((pa @ q)[:, None] + (pv @ q)[None])
+    square = square + 2 * s * (pa @ k.T + (pv * k).sum(1)[None]) + 2 * g * (k @ q)[None]
+    return dot * (square.clamp_min(0) / d + norm2.eps).rsqrt() + (n @ norm2.bias)[:, None]
+
+
+def _centre(x: Tensor) -> Tensor:
+    return x - x.mean(dim=-1, keepdim=True)
+
+
+def _norm_of_sum(a: Tensor, b: Tensor, d: int, eps: float) -> Tensor:
+    """sqrt(|a_i + b_j|^2 / d + eps) for all pairs of rows."""
+    square = (a * a).sum(1)[:, None] + (b * b).sum(1)[None] + 2 * (a @ b.T)
+    return (square.clamp_min(0) / d + eps).sqrt()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Selection
+
+
+def topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Values and int64 indices [M, k] of the k largest of [M, N], sorted; ties go to the lower index, NaN last."""
+    missing = scores.isnan()
+    order = missing.to(torch.int8).sort(dim=1, stable=True).indices
+    filled = scores.masked_fill(missing, -math.inf).gather(1, order)
+    order = order.gather(1, filled.sort(dim=1, descending=True, stable=True).indices)[:, :k]
+    return scores.gather(1, order), order
+
+
+class G2LOperands(NamedTuple):
+    """One modality's global-to-local operands of E' rows and M mentions, and its share in the union score.
+
+    Attributes:
+        query [E', Le, d], gate [E', d]: of the entities, or of the distinct images.
+        key, value [M, Lm, d]: of the mentions.
+        norm: the LayerNorm; scale: factor of G2L in the union score.
+        row: [E] int64, the row in query and gate of each entity; None = its own.
+    """
+
+    query: Tensor
+    gate: Tensor
+    key: Tensor
+    value: Tensor
+    norm: LayerNormWeights
+    scale: float
+    row: Tensor | None = None
+
+
+def rerank_topk_paper(
+    mention_coarse: Tensor, entity_coarse: Tensor, parts: list[G2LOperands], candidates: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """:func:`rerank_topk` by scoring all pairs and looking the candidates up."""
+    scores = mention_coarse @ entity_coarse.T
+    for part in parts:
+        g2l = g2l_scores_paper(part.query, part.key, part.value, part.gate, part.norm)
+        scores = scores + part.scale * (g2l if part.row is None else g2l[:, part.row])
+    return _rank_candidates(scores.gather(1, candidates.clamp_min(0)), candidates, k)
+
+
+def rerank_topk(
+    mention_coarse: Tensor,  # [M, D]
+    entity_coarse: Tensor,  # [E, D]
+    parts: list[G2LOperands],
+    candidates: Tensor,  # [M, C] int64
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    """The k best of each mention's own candidates by the union score (spec 3.3): coarse product + scaled G2L parts.
+
+    ``candidates`` holds entity rows, -1 = none, ids may repeat (and are then returned as often). Returns values and
+    entity ids [M, k], sorted, ties to the earlier column; places without a candidate hold -inf and -1.
+    """
+    rows = candidates.clamp_min(0)
+    scores = torch.einsum("md,mcd->mc", mention_coarse, entity_coarse[rows])
+    for part in parts:
+        own = rows if part.row is None else part.row[rows]
+        g2l = [
+            g2l_scores(part.query[r], part.key[i : i + 1], part.value[i : i + 1], part.gate[r], part.norm)
+            for i, r in enumerate(own)
+        ]
+        scores = scores + part.scale * torch.cat(g2l) if g2l else scores
+    return _rank_candidates(scores, candidates, k)
+
+
+def _rank_candidates(scores: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    # an absent candidate counts as NaN: behind every number and, moved to the last columns, behind real NaN
+    absent = candidates < 0
+    order = absent.to(torch.int8).sort(dim=1, stable=True).indices
+    values, columns = topk(scores.masked_fill(absent, math.nan).gather(1, order), k)
+    ids = candidates.gather(1, order).gather(1, columns)
+    return values.masked_fill(ids < 0, -math.inf), ids
