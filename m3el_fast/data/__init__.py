@@ -1,0 +1,1 @@
+"""Data sets in the MIMIC layout: reading, images, the generated sample set, batches."""
