@@ -1,0 +1,171 @@
+"""Tower outputs that are computed once and memory-mapped: what ``--freeze-encoder`` trains on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from m3el_fast.data.tokenized import TokenizedSide
+from m3el_fast.dataset import Dataset, SplitName
+from m3el_fast.encoder import Encoder
+from m3el_fast.errors import InputError
+from m3el_fast.features import Inputs, TowerOutputs
+from m3el_fast.files import replace_file
+from m3el_fast.index import Source
+from m3el_fast.models import MELModel
+
+_BLOCK = 128
+_ARRAYS = ("text_global", "text_local", "image_global", "image_local")
+
+
+def freeze(model: MELModel, data: Dataset, folder: Path, progress: bool = True) -> Dataset:
+    """Freeze the towers of ``model`` and put their stored outputs in place of the raw inputs of ``data``.
+
+    The projections behind the towers stay trainable. Stores are built in ``folder``, or reused if they fit.
+
+    Raises:
+        InputError: too little disk, or a tower output that fp16 cannot hold.
+    """
+    model.encoder.model.requires_grad_(False)
+    fingerprint = _digest(model.encoder)
+
+    def store(source: Source, name: str) -> TowerStore:
+        assert isinstance(source, TokenizedSide)
+        return TowerStore(model.encoder, source, folder / name, fingerprint, progress)
+
+    sources: dict[SplitName, Source] = {name: store(split.source, name) for name, split in data.splits.items()}
+    return data.with_sources(store(data.entities, "kb"), sources)
+
+
+class TowerStore:
+    """The tower outputs of one side, fp16 (relative error 5e-4), in ``folder``; a batch source like its ``source``.
+
+    Text outputs have one row per item, image outputs one per distinct image. Building resumes after a kill.
+    """
+
+    def __init__(
+        self, encoder: Encoder, source: TokenizedSide, folder: Path, fingerprint: str, progress: bool = True
+    ) -> None:
+        self.source, self.folder = source, folder
+        self.images = source.distinct_images()
+        self._arrays = self._open(encoder, fingerprint)
+        self._fill(encoder.eval(), progress)
+
+    @property
+    def text_key(self) -> Tensor:
+        return self.source.text_key
+
+    @property
+    def image_key(self) -> Tensor:
+        return self.source.image_key
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def inputs(self, rows: Tensor, share: Tensor | None = None) -> TowerOutputs:
+        """Tower outputs fp32 of the items ``rows`` [b] int64; ``share`` as in :meth:`TokenizedSide.inputs`."""
+        used, index = self.source.image_rows(rows, share).unique(return_inverse=True)
+        places = torch.searchsorted(self.images, used)
+        return TowerOutputs(
+            self._gather("text_global", rows),
+            self._gather("text_local", rows),
+            self._gather("image_global", places),
+            self._gather("image_local", places),
+            index,
+            self.source.attention_mask[rows].long(),
+        )
+
+    def _gather(self, name: str, rows: Tensor) -> Tensor:
+        return torch.from_numpy(self._arrays[name][rows.numpy()].astype(np.float32))
+
+    # -- building ----------------------------------------------------------------------------------------------------
+
+    def _open(self, encoder: Encoder, fingerprint: str) -> dict[str, NDArray[np.float16]]:
+        """The mapped arrays; those of another encoder or other data are replaced."""
+        ids = hashlib.sha256(self.source.input_ids.numpy().tobytes() + self.images.numpy().tobytes()).hexdigest()
+        self._identity = {"encoder": fingerprint, "data": ids}
+        if self._state().items() >= self._identity.items():
+            return {name: np.load(self.folder / f"{name}.npy", mmap_mode="r+") for name in _ARRAYS}
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        one = torch.zeros(1, dtype=torch.int64)
+        shapes = [output.shape[1:] for output in self._text(encoder, one) + self._image(encoder, one)]
+        counts = [len(self.source)] * 2 + [len(self.images)] * 2
+        needed = sum(2 * count * math.prod(shape) for count, shape in zip(counts, shapes, strict=True))
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise InputError(self.folder, f"{needed / 1e9:.2f} GB free for tower outputs", f"{free / 1e9:.2f} GB")
+        arrays: dict[str, NDArray[np.float16]] = {
+            name: np.lib.format.open_memmap(self.folder / f"{name}.npy", "w+", np.float16, (count, *shape))
+            for name, count, shape in zip(_ARRAYS, counts, shapes, strict=True)
+        }
+        self._write_state({"text": 0, "image": 0})
+        return arrays
+
+    @torch.inference_mode()
+    def _fill(self, encoder: Encoder, progress: bool) -> None:
+        done = self._state()
+        for kind, total, compute, names in (
+            ("text", len(self.source), self._text, _ARRAYS[:2]),
+            ("image", len(self.images), self._image, _ARRAYS[2:]),
+        ):
+            start = int(done[kind])
+            title = f"encoding {self.folder.name} {kind}s"
+            with tqdm(total=total, initial=start, desc=title, unit=kind, disable=not progress, leave=False) as bar:
+                for first in range(start, total, _BLOCK):
+                    rows = torch.arange(first, min(first + _BLOCK, total))
+                    for name, output in zip(names, compute(encoder, rows), strict=True):
+                        self._write(name, rows, output)
+                    done[kind] = int(rows[-1]) + 1
+                    self._write_state({"text": int(done["text"]), "image": int(done["image"])})
+                    bar.update(len(rows))
+
+    def _write(self, name: str, rows: Tensor, output: Tensor) -> None:
+        half = output.to(torch.float16).cpu()
+        if not half.isfinite().all():
+            raise InputError(f"{self.folder}, {name}", "finite values below 65,504", f"{float(output.abs().max()):.3g}")
+        array = self._arrays[name]
+        array[int(rows[0]) : int(rows[-1]) + 1] = half.numpy()
+        assert isinstance(array, np.memmap)
+        array.flush()
+
+    def _text(self, encoder: Encoder, rows: Tensor) -> list[Tensor]:
+        device = next(encoder.parameters()).device
+        ids, mask = self.source.input_ids[rows].long(), self.source.attention_mask[rows].long()
+        return list(encoder.model.text(ids.to(device), mask.to(device)))
+
+    def _image(self, encoder: Encoder, rows: Tensor) -> list[Tensor]:
+        device = next(encoder.parameters()).device
+        images = self.images[rows]
+        pixels = self.source.cache.pixels(images[images >= 0])
+        # one token stands in for the texts that a batch of inputs also has
+        token = torch.zeros(len(rows), 1, dtype=torch.int64)
+        index = torch.arange(len(rows)) - int((images < 0).sum())
+        outputs = encoder.towers(Inputs(token, token + 1, pixels, index).to(device))
+        return [outputs.image_global[outputs.image_index], outputs.image_local[outputs.image_index]]
+
+    def _state(self) -> dict[str, str | int]:
+        path = self.folder / "state.json"
+        state: dict[str, str | int] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return state
+
+    def _write_state(self, done: dict[str, int]) -> None:
+        with replace_file(self.folder / "state.json") as temporary:
+            temporary.write_text(json.dumps(self._identity | done), encoding="utf-8")
+
+
+def _digest(encoder: Encoder) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(encoder.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,217 @@
+"""M3EL and MIMIC: encoder + matcher + loss, and their checkpoint folder."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from m3el_fast.config import M3ELConfig, MIMICConfig, RunConfig, read_yaml
+from m3el_fast.encoder import Encoder
+from m3el_fast.errors import InputError
+from m3el_fast.features import Features, Inputs, Scores, TowerOutputs
+from m3el_fast.files import replace_folder
+from m3el_fast.gather import gather_rows, world
+from m3el_fast.losses import ContrastiveLoss, duplicate_pairs, matching_losses
+from m3el_fast.matching import Side, build_matcher
+
+CONFIG_FILE = "config.yaml"
+WEIGHTS_FILE = "model.safetensors"
+
+
+class MELModel(nn.Module, ModelHubMixin, library_name="m3el_fast", tags=["entity-linking", "multimodal"]):
+    """A multimodal entity linking model; use :class:`M3EL` or :class:`MIMIC`.
+
+    Args:
+        config: the run's whole configuration, kept with the checkpoint.
+        encoder: the two towers.
+
+    Raises:
+        InputError: ``config.model`` is not of this class.
+    """
+
+    model_type: ClassVar[type[M3ELConfig] | type[MIMICConfig]]
+
+    def __init__(self, config: RunConfig, encoder: Encoder) -> None:
+        super().__init__()
+        if not isinstance(config.model, self.model_type):
+            raise InputError("model", f"a configuration of {type(self).__name__}", config.model.type)
+        self.config = config
+        self.encoder = encoder
+        self.matcher = build_matcher(config.model, encoder.dims)
+        self.contrastive: ContrastiveLoss | None = None
+        if isinstance(config.model, M3ELConfig) and config.model.contrastive != "none":
+            self.contrastive = ContrastiveLoss(config.model, encoder.dims)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.matcher.parameters()).device
+
+    def features(self, batch: Inputs | TowerOutputs) -> Features:
+        """Features of a batch of raw inputs, or of tower outputs that were computed before."""
+        result: Features = self.encoder(batch) if isinstance(batch, Inputs) else self.encoder.project(batch)
+        return result
+
+    def entity_side(self, batch: Inputs | TowerOutputs) -> Side:
+        return self.matcher.entity_side(self.features(batch))
+
+    def mention_side(self, batch: Inputs | TowerOutputs) -> Side:
+        return self.matcher.mention_side(self.features(batch))
+
+    def forward(
+        self, entities: Inputs | TowerOutputs, mentions: Inputs | TowerOutputs, gold: Tensor
+    ) -> dict[str, Tensor]:
+        """Training losses of a batch of pairs (entity i, mention i); ``gold`` [B] int64 identifies the entities.
+
+        In a distributed run the batches of all processes are each other's negatives. Returns scalars by name; ``total``
+        is their sum, of which the mean over processes is the loss of the whole batch (spec sections 3.3 and 4).
+        """
+        left, right = self.features(entities), self.features(mentions)
+        # scores reach 80 and similarities are divided by tau: bf16's three digits are too few behind the towers
+        with torch.autocast(self.device.type, enabled=False):
+            return self.losses(_float(left), _float(right), gold)
+
+    def losses(self, entities: Features, mentions: Features, gold: Tensor) -> dict[str, Tensor]:
+        """As :meth:`forward`, from features."""
+        rank, processes = world()
+        first = rank * len(mentions)
+        pairs = duplicate_pairs(gather_rows(gold)) if self.config.model.mask_duplicates else None
+        rows = None if pairs is None else pairs[first : first + len(mentions)]
+        side = self.matcher.entity_side(entities)
+        if processes > 1:
+            side = side.map(gather_rows)
+        scores: Scores = self.matcher.score(self.matcher.mention_side(mentions), side)
+        losses = matching_losses(scores, self.config.model, rows, first)
+        if self.contrastive is not None:
+            losses["contrastive"] = self.contrastive(_globals(entities), _globals(mentions), pairs)
+        return {"total": torch.stack(list(losses.values())).sum(), **losses}
+
+    # -- checkpoint ------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+        """Write the checkpoint folder: config.yaml, model.safetensors, tokenizer and image-processor files.
+
+        The folder appears whole or not at all; one that is there is replaced. ``push_to_hub`` and ``repo_id`` are those
+        of huggingface_hub's mixin.
+        """
+        target = Path(save_directory)
+        with replace_folder(target) as folder:
+            self._save_pretrained(folder)
+        if kwargs.pop("push_to_hub", False):
+            return str(self.push_to_hub(kwargs.pop("repo_id", target.name), **kwargs))
+        return None
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        (save_directory / CONFIG_FILE).write_text(self.config.dump(), encoding="utf-8")
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(state, save_directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        self.encoder.save_architecture(save_directory)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+        """Load a checkpoint folder, or one from the Hugging Face Hub by name (``revision``, ``cache_dir``, ``token``).
+
+        Raises:
+            InputError: there is no such checkpoint, it is of another model, or a weight is missing, unknown or of
+                another shape.
+        """
+        folder = fetch_checkpoint(pretrained_model_name_or_path, **kwargs)
+        config = RunConfig.parse(read_yaml(folder / CONFIG_FILE), folder / CONFIG_FILE)
+        if not isinstance(config.model, cls.model_type):
+            expected = f"a checkpoint of {cls.__name__}"
+            raise InputError(f"{folder / CONFIG_FILE}, key model.type", expected, config.model.type)
+        model = cls(config, Encoder.from_architecture(config.encoder, folder))
+        load_weights(model, folder / WEIGHTS_FILE)
+        return model.eval()
+
+
+class M3EL(MELModel):
+    """M3EL (Hu et al., KDD 2025; spec sections 1 to 3)."""
+
+    model_type = M3ELConfig
+
+
+class MIMIC(MELModel):
+    """MIMIC (Luo et al., KDD 2023; spec sections 1 and 4)."""
+
+    model_type = MIMICConfig
+
+
+def build_model(config: RunConfig, encoder: Encoder) -> MELModel:
+    """The model that ``config.model`` names, with fresh matcher weights."""
+    return (M3EL if isinstance(config.model, M3ELConfig) else MIMIC)(config, encoder)
+
+
+def load_model(name: str | Path) -> MELModel:
+    """Load a checkpoint of either model (folder or Hub name), in evaluation mode. Raises as ``from_pretrained``."""
+    folder = fetch_checkpoint(name)
+    config = RunConfig.parse(read_yaml(folder / CONFIG_FILE), folder / CONFIG_FILE)
+    return (M3EL if isinstance(config.model, M3ELConfig) else MIMIC).from_pretrained(folder)
+
+
+def fetch_checkpoint(name: str | Path, **kwargs: Any) -> Path:
+    """The checkpoint's folder: ``name`` itself, or the Hub's files of that name in the local cache."""
+    folder = Path(name)
+    if not folder.is_dir():
+        if folder.exists() or str(name).count("/") != 1:
+            raise InputError(name, "a checkpoint folder or a Hub name like owner/model", "no such folder")
+        try:
+            folder = Path(snapshot_download(str(name), **kwargs))
+        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            got = f"no such folder, and the Hub says: {str(error).splitlines()[0]}"
+            raise InputError(name, "a checkpoint folder or a Hub name", got) from None
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / file).is_file():
+            raise InputError(folder, f"a checkpoint folder with {CONFIG_FILE} and {WEIGHTS_FILE}", f"no {file} in it")
+    return folder
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a safetensors file strictly; an :class:`InputError` names what is missing, unknown or of another shape."""
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise InputError(path, "a safetensors file", str(error)) from None
+    load_state(model, state, path)
+
+
+def load_state(module: nn.Module, state: dict[str, Tensor], where: str | Path) -> None:
+    """Load a state dict strictly. Raises :class:`InputError` as :func:`load_weights`."""
+    own = module.state_dict()
+    refuse_names(set(own) - set(state), set(state) - set(own), where)
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            raise InputError(f"{where}, {name}", f"shape {tuple(own[name].shape)}", tuple(tensor.shape))
+    module.load_state_dict(state)
+
+
+def refuse_names(missing: Collection[str], unknown: Collection[str], where: str | Path) -> None:
+    """An :class:`InputError` that lists weights where there are any missing or unknown ones."""
+    for names, problem in ((missing, "missing"), (unknown, "unknown")):
+        if names:
+            listed = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
+            raise InputError(where, "the weights of this model", f"{len(names)} {problem}: {listed}")
+
+
+def _float(features: Features) -> Features:
+    """Tower outputs of an autocast region back in fp32 at least."""
+    values = vars(features)
+    wide = {
+        k: v.float() if v is not None and v.dtype in (torch.bfloat16, torch.float16) else v for k, v in values.items()
+    }
+    return Features(**wide)
+
+
+def _globals(features: Features) -> tuple[Tensor, Tensor]:
+    image = features.image_global
+    if features.image_index is not None:
+        image = image[features.image_index]
+    return gather_rows(features.text_global), gather_rows(image)
