@@ -29,6 +29,7 @@ from m3el_fast.files import replace_file
 from m3el_fast.frozen import freeze
 from m3el_fast.metrics import Metrics, table
 from m3el_fast.models import MELModel, build_model, load_model
+from m3el_fast.ops.build import native_report
 from m3el_fast.trainer import CHECKPOINT, Interrupted, Trainer, distributed_ranks, make_accelerator
 
 RESULTS_FILE = "results.json"
@@ -135,7 +136,8 @@ def _tokenizer(config: RunConfig, folder: Path) -> PreTrainedTokenizerBase | Non
 def _describe(config: RunConfig, model: MELModel, data: Dataset) -> str:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     splits = "; ".join(f"{name}: {split.describe()}" for name, split in data.splits.items())
-    return f"{type(model).__name__}, {trained / 1e6:.1f} M trained weights\nKB: {len(data.kb)} entities; {splits}"
+    head = f"{type(model).__name__}, {trained / 1e6:.1f} M trained weights; {native_report().summary}"
+    return f"{head}\nKB: {len(data.kb)} entities; {splits}"
 
 
 def _test(config: RunConfig, data: Dataset, output: Path, accelerator: Accelerator) -> None:

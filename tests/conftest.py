@@ -1,0 +1,19 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_configure() -> None:
+    # One thread: sums in one order, and several sessions on one machine do not fight. The variable is for subprocesses.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    folder = os.environ.get("M3EL_SHARED")
+    if not folder:
+        pytest.skip("M3EL_SHARED is not set: the folder with golden numbers and data sets")
+    return Path(folder)
