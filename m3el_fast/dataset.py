@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from m3el_fast.config import DataConfig
+from m3el_fast.data.augment import kb_mentions
 from m3el_fast.data.cache import ImageCache
 from m3el_fast.data.layout import KnowledgeBase, Mention, entity_text, mention_text, read_kb, read_mentions
 from m3el_fast.data.tokenized import TokenizedSide
@@ -75,7 +76,7 @@ def load_dataset(
             ``config.strict_images`` a missing or unreadable image.
     """
     kb = read_kb(folder, config.entity_text)
-    read = {name: _with_gold(read_mentions(folder, name), kb, name, config.strict) for name in splits}
+    read = {name: _with_gold(_mentions(config, folder, kb, name), kb, name, config.strict) for name in splits}
     paths = [path for entity in kb.entities for path in entity.images]
     paths += [m.image for mentions, *_ in read.values() for m in mentions if m.image is not None]
     cache = open_images(paths, encoder, config.strict_images, progress)
@@ -102,6 +103,13 @@ def kb_source(kb: KnowledgeBase, config: DataConfig, encoder: Encoder, cache: Im
 def mention_source(mentions: Sequence[Mention], encoder: Encoder, cache: ImageCache) -> TokenizedSide:
     images = [() if mention.image is None else (mention.image,) for mention in mentions]
     return TokenizedSide([mention_text(mention) for mention in mentions], images, encoder.tokenize, cache)
+
+
+def _mentions(config: DataConfig, folder: Path, kb: KnowledgeBase, split: SplitName) -> list[Mention]:
+    mentions = read_mentions(folder, split)
+    if split == "train" and config.kb_mentions:
+        mentions += kb_mentions(kb, config.entity_text, config.kb_mentions, seed=0)
+    return mentions
 
 
 def _with_gold(

@@ -18,7 +18,7 @@ from m3el_fast.config import EncoderConfig
 from m3el_fast.encoder import sources
 from m3el_fast.encoder.pixels import CLIP_MEAN, CLIP_STD, Normalise, load_normalise
 from m3el_fast.encoder.probe import probe
-from m3el_fast.encoder.scratch import scratch_config
+from m3el_fast.encoder.scratch import scratch_config, spread_tokens
 from m3el_fast.encoder.sources import Sources
 from m3el_fast.encoder.text import load_tokenizer, tokenize, with_right_padding
 from m3el_fast.encoder.towers import Towers
@@ -99,6 +99,7 @@ class Encoder(nn.Module):
             tokenizer = load_tokenizer("encoder.scratch.tokenizer", config.scratch.tokenizer)
         assert tokenizer is not None
         model = sources.build(scratch_config(config.scratch, tokenizer, config.max_text_tokens), config)
+        spread_tokens(model)
         return cls(config, Sources(model, model), with_right_padding(tokenizer), Normalise(CLIP_MEAN, CLIP_STD))
 
     @classmethod

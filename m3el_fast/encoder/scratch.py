@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from transformers import CLIPConfig, PreTrainedTokenizerBase
+from torch import nn
+from transformers import CLIPConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from m3el_fast.config import ScratchCLIP
 from m3el_fast.errors import InputError
@@ -46,3 +47,12 @@ def scratch_config(sizes: ScratchCLIP, tokenizer: PreTrainedTokenizerBase, max_t
         },
         projection_dim=sizes.projection_dim,
     )
+
+
+def spread_tokens(model: PreTrainedModel) -> None:
+    """Draw the token embeddings of a new CLIP wide apart.
+
+    CLIP's own standard deviation of 0.02 suits training pairs by the hundred million. With thousands, most words are
+    never trained; the position embeddings, trained on every text, would soon drown them.
+    """
+    nn.init.normal_(model.get_parameter("text_model.embeddings.token_embedding.weight"), std=0.5)
