@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,16 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 class _Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, data: Any, where: str | Path) -> Self:
+        """Check a mapping read from ``where``; an :class:`InputError` names the key, expected and got."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            key, expected, got = _explain(error.errors()[0])
+            raise InputError(f"{where}, key {key or '(top)'}", expected, got) from None
 
 
 class ScratchCLIP(_Config):
@@ -61,10 +71,10 @@ class EncoderConfig(_Config):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.text is None) != (self.vision is None):
-            raise ValueError("text and vision go together: both tower names, or neither")
+            raise ValueError("expected text and vision together: both tower names, or neither")
         sources = [self.pretrained is not None, self.text is not None, self.scratch is not None]
         if sum(sources) != 1:
-            raise ValueError("give exactly one of: pretrained; text and vision; scratch")
+            raise ValueError("expected exactly one of: pretrained; text and vision; scratch")
         return self
 
 
@@ -117,13 +127,13 @@ class M3ELConfig(_Config):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not (self.text or self.image or self.cross):
-            raise ValueError("at least one of the modules text, image, cross must be on")
+            raise ValueError("expected at least one of the modules text, image, cross to be on")
         if self.cross_form == "t2v" and self.directions == "v2t":
-            raise ValueError("cross_form t2v has no direction v2t")
+            raise ValueError("expected directions t2v or both with cross_form t2v, which has no other")
         losses = [self.union_loss, self.text and self.text_loss, self.image and self.image_loss]
         losses += [self.cross and self.cross_loss, self.contrastive != "none"]
         if not any(losses):
-            raise ValueError("every loss is off: nothing to train")
+            raise ValueError("expected at least one loss to be on")
         return self
 
     @classmethod
@@ -155,12 +165,15 @@ class DataConfig(_Config):
     Attributes:
         dir: a folder in the MIMIC layout (spec section 7); None = the generated sample set.
         entity_text: the entity's context.
+        kb_mentions: training mentions made from each entity's own name and text (none in the papers); they teach a
+            model from scratch the entities and words that no real mention has.
         strict_images: a missing or unreadable image is an error.
         strict: a mention whose answer is not in the KB is an error (a ``nil`` answer never is).
     """
 
     dir: str | None = None
     entity_text: Literal["attr", "desc"] = "attr"
+    kb_mentions: Annotated[int, Field(ge=0)] = 0
     strict_images: bool = False
     strict: bool = False
 
@@ -204,16 +217,6 @@ class RunConfig(_Config):
     train: TrainConfig = TrainConfig()
 
     @classmethod
-    def parse(cls, data: Any, where: str | Path) -> RunConfig:
-        """Check a mapping read from ``where``; an :class:`InputError` names the key, expected and got."""
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"{where}, key {key or '(top)'}", *_expected_got(first)) from None
-
-    @classmethod
     def load(cls, path: str | Path) -> RunConfig:
         """Read a YAML file; a bare name ("wikimel") is one of the presets in the package."""
         return cls.parse(read_yaml(resolve_preset(path)), path)
@@ -243,11 +246,25 @@ def read_yaml(path: Path) -> Any:
         raise InputError(path, "a YAML file or one of the presets " + ", ".join(preset_names()), "no such file")
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(path, "a readable file", error.strerror) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(path, "valid YAML", " ".join(str(error).split())) from None
 
 
-def _expected_got(error: Any) -> tuple[str, object]:
-    if error["type"] == "extra_forbidden":
-        return "a known key", "an unknown one"
-    return error["msg"], repr(error.get("input"))
+def _explain(error: Any) -> tuple[str, str, object]:
+    """Key, expected and got of one of pydantic's errors."""
+    kind, parts = error["type"], [str(part) for part in error["loc"]]
+    if parts[:1] == ["model"]:
+        del parts[1:2]  # which member of the union it is
+    if kind.startswith("union_tag"):
+        return ".".join([*parts, "type"]), "m3el or mimic", error["ctx"].get("tag", "nothing")
+    key = ".".join(parts)
+    if kind in ("extra_forbidden", "invalid_key"):
+        return key, "a known key", "an unknown one"
+    if kind == "missing":
+        return key, "a value", "nothing"
+    if kind in ("model_type", "model_attributes_type"):
+        return key, "a mapping", repr(error["input"])
+    expected = re.split(", got |, unable ", error["msg"])[0]
+    return key, expected.removeprefix("Input should be ").removeprefix("Value error, expected "), repr(error["input"])

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from m3el_fast.config import DataConfig
 from m3el_fast.dataset import Split, load_dataset
 from m3el_fast.errors import InputError, run_command
-from m3el_fast.files import replace_file
+from m3el_fast.files import replace_file, require_file_target
 from m3el_fast.index import EntityIndex
 from m3el_fast.metrics import Metrics, table
 from m3el_fast.models import MELModel, load_model
@@ -68,9 +68,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--strict-images", action="store_true", help="a missing or unreadable image is an error")
     args = parser.parse_args(argv)
 
+    if args.output:
+        require_file_target(Path(args.output))
     model = load_model(args.checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     folder = checkpoint_data(model.config.data, args.data, "--data")
-    config = model.config.data.model_copy(update={"strict": args.strict, "strict_images": args.strict_images})
+    changes = {"strict": args.strict, "strict_images": args.strict_images, "kb_mentions": 0}
+    config = model.config.data.model_copy(update=changes)
     data = load_dataset(config, folder, model.encoder, [args.split])
     split = data.splits[args.split]
     print(f"{folder}, {args.split}: {split.describe()}; KB: {len(data.kb)} entities")

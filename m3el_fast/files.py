@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from m3el_fast.errors import InputError
+
 
 @contextmanager
 def replace_folder(target: Path) -> Iterator[Path]:
@@ -21,11 +23,28 @@ def replace_folder(target: Path) -> Iterator[Path]:
         if target.exists():
             with tempfile.TemporaryDirectory(prefix=f".{target.name}.old.", dir=target.parent) as old:
                 os.replace(target, Path(old) / target.name)
-                os.replace(temporary, target)
+                try:
+                    os.replace(temporary, target)
+                except BaseException:
+                    os.replace(Path(old) / target.name, target)
+                    raise
         else:
             os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_file_target(target: Path) -> None:
+    """Refuse, before the work is done, a target that :func:`replace_file` could not write.
+
+    Raises:
+        InputError: it is a folder, or lies below a file.
+    """
+    if target.is_dir():
+        raise InputError(target, "a file to write", "a folder")
+    place = next(folder for folder in target.absolute().parents if folder.exists())
+    if not place.is_dir():
+        raise InputError(target, "a file in a folder", f"{place}, which is a file")
 
 
 @contextmanager

@@ -12,11 +12,11 @@ import torch
 from tqdm import tqdm
 
 from m3el_fast.data.images import ImageReport
-from m3el_fast.data.layout import KnowledgeBase, Mention, read_kb
+from m3el_fast.data.layout import KnowledgeBase, Mention, read_kb, valid_text
 from m3el_fast.dataset import kb_source, mention_source, open_images
 from m3el_fast.errors import InputError, run_command
 from m3el_fast.evaluate import checkpoint_data
-from m3el_fast.files import replace_file
+from m3el_fast.files import replace_file, require_file_target
 from m3el_fast.index import EntityIndex
 from m3el_fast.models import MELModel, load_model
 from m3el_fast.scorer import Scorer
@@ -115,22 +115,30 @@ def parse_mention(record: object, where: str, folder: Path | None = None) -> Men
     for field in ("mention", "sentence"):
         if not isinstance(record.get(field), str):
             raise InputError(f"{where}, field {field}", "a string", json.dumps(record.get(field), default=str))
-    image = record.get("image")
+    name = " ".join(valid_text(record["mention"]).split())
+    image = _image(record.get("image"), f"{where}, field image", folder)
+    return Mention(str(record.get("id", "")), name, valid_text(record["sentence"]), image, None)
+
+
+def _image(image: object, where: str, folder: Path | None) -> Path | None:
     if not isinstance(image, str | Path | None):
-        raise InputError(f"{where}, field image", "a path or nothing", type(image).__name__)
-    path = Path(image) if image else None
-    if path is not None and folder is not None:
-        path = folder / path
-    name = " ".join(record["mention"].split())
-    return Mention(str(record.get("id", "")), name, record["sentence"], path, None)
+        raise InputError(where, "a path or nothing", type(image).__name__)
+    if not image:
+        return None
+    if "\0" in str(image):
+        raise InputError(where, "a path", json.dumps(str(image)))
+    path = Path(valid_text(image) if isinstance(image, str) else image)
+    return path if folder is None else folder / path
 
 
 def read_jsonl(path: Path) -> list[tuple[dict[str, Any], Mention]]:
     """The records of a JSON Lines file and the mentions in them; blank lines are skipped."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise InputError(path, "a JSON Lines file of mentions", "no such file") from None
+    except OSError as error:
+        raise InputError(path, "a readable file", error.strerror) from None
     except UnicodeDecodeError as error:
         raise InputError(path, "UTF-8 text", str(error)) from None
     records = []
@@ -138,7 +146,7 @@ def read_jsonl(path: Path) -> list[tuple[dict[str, Any], Mention]]:
         if line.strip():
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
                 raise InputError(f"{path}, line {number}", "a JSON object", str(error)) from None
             records.append((record, parse_mention(record, f"{path}, line {number}", path.parent)))
     return records
@@ -156,10 +164,15 @@ def main(argv: list[str] | None = None) -> None:
     if args.k < 1:
         raise InputError("-k", "at least 1", args.k)
 
+    require_file_target(Path(args.output))
     records = read_jsonl(Path(args.input))
     linker = Linker.from_pretrained(args.checkpoint, args.kb, strict_images=args.strict_images, progress=True)
     links, images = linker._link([mention for _, mention in records], args.k)
-    with replace_file(Path(args.output)) as temporary, temporary.open("w", encoding="utf-8") as out:
+    # a lone surrogate, half of a character where a text was cut, is written as the escape that it was read from
+    with (
+        replace_file(Path(args.output)) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace") as out,
+    ):
         for (record, _), answers in zip(records, links, strict=True):
             out.write(json.dumps(record | {"links": answers}, ensure_ascii=False) + "\n")
     print(f"{len(links)} mentions linked to {len(linker.kb)} entities: {args.output}")

@@ -101,10 +101,12 @@ class CrossModal(nn.Module):
     def __init__(self, dims: FeatureDims, config: M3ELConfig) -> None:
         super().__init__()
         d = config.d
-        self.text = nn.Linear(dims.text_global, d)
+        self.t2v = config.directions != "v2t"
+        self.v2t = config.directions != "t2v" and config.cross_form == "bidirectional"
         # one layer serves both where the widths agree, as in CLIP ViT-B/32
-        own_width = dims.text_local != dims.text_global
-        self.text_local = nn.Linear(dims.text_local, d) if own_width and config.directions != "t2v" else None
+        one_width = dims.text_local == dims.text_global
+        self.text = nn.Linear(dims.text_global, d) if self.t2v or one_width else None
+        self.text_local = nn.Linear(dims.text_local, d) if self.v2t and not one_width else None
         self.image = nn.Linear(dims.image_global, d)
         self.u = nn.Linear(d, d)
         self.gate = nn.Linear(d, 1)
@@ -113,8 +115,6 @@ class CrossModal(nn.Module):
         self.head_weight: Tensor
         self.register_buffer("head_weight", torch.ones(config.heads))
         self.lam = config.lam
-        self.t2v = config.directions != "v2t"
-        self.v2t = config.directions != "t2v" and config.cross_form == "bidirectional"
 
     def weights(self) -> CrossModalWeights:
         return CrossModalWeights(
@@ -133,11 +133,13 @@ class CrossModal(nn.Module):
         """``features`` after the matcher's LayerNorms; image rows are gathered per item."""
         weights, side = self.weights(), {}
         if self.t2v:
+            assert self.text is not None
             local = _per_item(self.image(features.image_local), features.image_index)
             side["t2v"] = ops.cross_modal_context(self.text(features.text_global), local, weights)
         if self.v2t:
             glob = _per_item(self.image(features.image_global), features.image_index)
-            text = self.text if self.text_local is None else self.text_local
+            text = self.text_local or self.text
+            assert text is not None
             side["v2t"] = ops.cross_modal_context(glob, text(features.text_local), weights)
         return side
 

@@ -99,10 +99,16 @@ class MELModel(nn.Module, ModelHubMixin, library_name="m3el_fast", tags=["entity
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
         """Write the checkpoint folder: config.yaml, model.safetensors, tokenizer and image-processor files.
 
-        The folder appears whole or not at all; one that is there is replaced. ``push_to_hub`` and ``repo_id`` are those
-        of huggingface_hub's mixin.
+        The folder appears whole or not at all; a checkpoint that is there is replaced. ``push_to_hub`` and ``repo_id``
+        are those of huggingface_hub's mixin.
+
+        Raises:
+            InputError: there is a file, or a folder of other files, which would be lost.
         """
         target = Path(save_directory)
+        if target.exists() and not (target / CONFIG_FILE).exists() and not _is_empty_folder(target):
+            got = "a folder of other files" if target.is_dir() else "a file"
+            raise InputError(target, "a new folder or a checkpoint to replace", got)
         with replace_folder(target) as folder:
             self._save_pretrained(folder)
         if kwargs.pop("push_to_hub", False):
@@ -162,11 +168,13 @@ def fetch_checkpoint(name: str | Path, **kwargs: Any) -> Path:
     folder = Path(name)
     if not folder.is_dir():
         if folder.exists() or str(name).count("/") != 1:
-            raise InputError(name, "a checkpoint folder or a Hub name like owner/model", "no such folder")
+            got = "a file" if folder.exists() else "no such folder"
+            raise InputError(name, "a checkpoint folder or a Hub name like owner/model", got)
         try:
             folder = Path(snapshot_download(str(name), **kwargs))
         except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            got = f"no such folder, and the Hub says: {str(error).splitlines()[0]}"
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            got = f"no such folder, and the Hub says: {reason}"
             raise InputError(name, "a checkpoint folder or a Hub name", got) from None
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / file).is_file():
@@ -176,11 +184,15 @@ def fetch_checkpoint(name: str | Path, **kwargs: Any) -> Path:
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a safetensors file strictly; an :class:`InputError` names what is missing, unknown or of another shape."""
+    load_state(model, read_weights(path), path)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises :class:`InputError` where it is damaged or something else."""
     try:
-        state = load_file(path)
+        return load_file(path)
     except SafetensorError as error:
         raise InputError(path, "a safetensors file", str(error)) from None
-    load_state(model, state, path)
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], where: str | Path) -> None:
@@ -199,6 +211,10 @@ def refuse_names(missing: Collection[str], unknown: Collection[str], where: str 
         if names:
             listed = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
             raise InputError(where, "the weights of this model", f"{len(names)} {problem}: {listed}")
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _float(features: Features) -> Features:

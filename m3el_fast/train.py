@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from m3el_fast.ops.build import native_report
 from m3el_fast.trainer import CHECKPOINT, Interrupted, Trainer, distributed_ranks, make_accelerator
 
 RESULTS_FILE = "results.json"
+EXAMPLES_FILE = "examples.jsonl"
 UNTRAINED = "untrained"
 
 
@@ -52,9 +54,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--strict-images", action="store_true", help="a missing or unreadable image is an error")
     args = parser.parse_args(argv)
 
-    output = Path(args.output or Path("runs") / Path(args.config).stem)
+    name = Path(args.config).stem + (f"-{Path(args.data).resolve().name}" if args.data else "")
+    output = Path(args.output or Path("runs") / name)
     values = read_yaml(resolve_preset(args.config))
-    overrides = {key: yaml.safe_load(value) for key, value in map(_key_value, args.set)}
+    overrides = dict(map(_key_value, args.set))
     if args.data:
         overrides["data.dir"] = str(Path(args.data).resolve())
     if args.freeze_encoder:
@@ -71,6 +74,8 @@ def train(config: RunConfig, output: Path) -> None:
         InputError: configuration or data cannot be used, or ``output`` holds a run with another configuration.
     """
     started = time.monotonic()
+    if output.exists() and not output.is_dir():
+        raise InputError(output, "a run folder", "a file")
     if (output / RESULTS_FILE).exists():
         print(f"{output} holds a finished run (remove it, or give another --output, to train again)")
         _show((output / RESULTS_FILE), output)
@@ -146,12 +151,23 @@ def _test(config: RunConfig, data: Dataset, output: Path, accelerator: Accelerat
     rows = {ROW_NAMES[name]: Metrics.of(ranks) for name, ranks in _ranks(best, data, accelerator).items()}
     if config.encoder.scratch is not None:
         set_seed(config.train.seed)
-        fresh = build_model(config, Encoder.from_architecture(config.encoder, output / CHECKPOINT))
-        rows[UNTRAINED] = Metrics.of(_ranks(fresh.to(accelerator.device), data, accelerator)["union"])
+        fresh = make_model(config).to(accelerator.device)
+        rows[UNTRAINED] = Metrics.of(_ranks(fresh, data, accelerator)["union"])
     if accelerator.is_main_process:
+        _write_examples(data, output)
         with replace_file(output / RESULTS_FILE) as temporary:
             record = {name: metrics.record() for name, metrics in rows.items()}
             temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_examples(data: Dataset, output: Path) -> None:
+    """Five test mentions as input of the link command; image paths are relative to the file."""
+    with replace_file(output / EXAMPLES_FILE) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for mention in data.splits["test"].mentions[:5]:
+            record = {"mention": mention.name, "sentence": mention.sentence}
+            if mention.image is not None:
+                record["image"] = os.path.relpath(mention.image, output)
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def _ranks(model: MELModel, data: Dataset, accelerator: Accelerator) -> dict[str, torch.Tensor]:
@@ -164,15 +180,18 @@ def _show(results: Path, output: Path) -> None:
     print(f"\ntest split, {next(iter(rows.values())).count} mentions ranked against the whole KB:\n{table(rows)}\n")
     checkpoint = output / CHECKPOINT
     print(f"checkpoint: {checkpoint}")
-    print("next: link your own mentions, one JSON object a line with mention, sentence and image:")
-    print(f"  python -m m3el_fast.link {checkpoint} --input mentions.jsonl --output links.jsonl")
+    print("next: link mentions, one JSON object a line with mention, sentence and image (here five of the test split):")
+    print(f"  python -m m3el_fast.link {checkpoint} --input {output / EXAMPLES_FILE} --output links.jsonl -k 3")
 
 
-def _key_value(text: str) -> tuple[str, str]:
+def _key_value(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise InputError("--set", "KEY=VALUE, e.g. train.lr=1e-4", text)
-    return key, value
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise InputError(f"--set {key}", "a value as in YAML", value) from None
 
 
 def _override(values: Any, overrides: dict[str, Any]) -> Any:

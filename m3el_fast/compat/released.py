@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from m3el_fast.compat.names import is_mimic, is_never_used, m3el_names, mimic_names
@@ -16,7 +15,7 @@ from m3el_fast.encoder import Encoder
 from m3el_fast.errors import InputError
 from m3el_fast.features import FeatureDims
 from m3el_fast.matching import Matcher, build_matcher
-from m3el_fast.models import MELModel, build_model, load_state, refuse_names
+from m3el_fast.models import MELModel, build_model, load_state, read_weights, refuse_names
 
 State = dict[str, Tensor]
 T = TypeVar("T", bound=nn.Module)
@@ -56,7 +55,7 @@ def load_released(
         raise InputError("bidirectional", "True or False for a checkpoint of M3EL, whose files hold both forms", None)
     names = mimic_names() if mimic else m3el_names(bool(bidirectional))
     used, unused = _map_matcher(matcher_state, names, mimic, bool(bidirectional), where)
-    config = MIMICConfig(d=_width(used)) if mimic else _m3el_config(used, bool(bidirectional), settings)
+    config = MIMICConfig(d=_width(used)) if mimic else _m3el_config(used, bool(bidirectional), settings, where)
     dims = FeatureDims(*(used[f"{name}_norm.weight"].shape[0] for name in _FEATURES))
     if not whole:
         matcher = build_matcher(config, dims)
@@ -65,9 +64,15 @@ def load_released(
     stray = sorted(name for name in state if not name.startswith(("encoder.", "matcher.")))
     if stray:
         raise InputError(where, "weights under encoder. and matcher. only", ", ".join(stray[:5]))
-    run = RunConfig(model=config, encoder=EncoderConfig(pretrained=str(encoder), dv=dims.image_global))
+    released_encoder = _below(state, "encoder.")
+    towers = EncoderConfig(pretrained=str(encoder), dv=dims.image_global)
+    positions = released_encoder.get("clip.text_model.embeddings.position_embedding.weight")
+    if positions is not None:  # fewer than usual in a small CLIP
+        length = min(towers.max_text_tokens, len(positions))
+        towers = towers.model_copy(update={"max_text_tokens": length})
+    run = RunConfig(model=config, encoder=towers)
     model = build_model(run, Encoder.create(run.encoder))
-    encoder_state, encoder_unused = _map_encoder(_below(state, "encoder."), model.encoder)
+    encoder_state, encoder_unused = _map_encoder(released_encoder)
     _load(model.encoder, encoder_state, where)
     _load(model.matcher, used, where)
     _remember(model.matcher, names, unused)
@@ -98,7 +103,7 @@ def _read(source: Mapping[str, Tensor] | str | Path) -> tuple[State, dict[str, A
         return dict(source), {}, "state dict"
     path = Path(source)
     if path.suffix == ".safetensors" and path.is_file():
-        return load_file(path), {}, str(path)
+        return read_weights(path), {}, str(path)
     data = load_pickle(path)
     settings: Any = {}
     if isinstance(data, dict) and isinstance(data.get("state_dict"), dict):
@@ -117,11 +122,12 @@ def _model_section(settings: Any) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def _m3el_config(used: State, bidirectional: bool, settings: dict[str, Any]) -> M3ELConfig:
+def _m3el_config(used: State, bidirectional: bool, settings: dict[str, Any], where: str) -> M3ELConfig:
     given = {"lam": "weight", "tau": "loss_temperature", "gamma": "inter_weight", "beta": "intra_weight"}
     values = {ours: settings[theirs] for ours, theirs in given.items() if settings.get(theirs) is not None}
     base = M3ELConfig.released(bidirectional).model_dump()
-    return M3ELConfig(**base | values | {"d": _width(used), "heads": used["cross.head_weight"].numel()})
+    sizes = {"d": _width(used), "heads": used["cross.head_weight"].numel()}
+    return M3ELConfig.parse(base | values | sizes, where)
 
 
 def _width(used: State) -> int:
@@ -141,7 +147,7 @@ def _map_matcher(
     return used, unused
 
 
-def _map_encoder(state: State, encoder: nn.Module) -> tuple[State, State]:
+def _map_encoder(state: State) -> tuple[State, State]:
     renamed = {_rename(name, _ENCODER): name for name in state}
     # older transformers stored this index
     unused = {name: state[name] for name in state if name.endswith("embeddings.position_ids")}

@@ -160,7 +160,7 @@ class _Record:
         value = self.values.get(key, _ABSENT)
         if not isinstance(value, str):
             raise self.error(f'"{key}" to be a string', _shown(value))
-        return _valid(value)
+        return valid_text(value)
 
     def integer(self, key: str) -> int:
         value = self.values.get(key, _ABSENT)
@@ -172,7 +172,7 @@ class _Record:
         value = self.values.get(key, _ABSENT)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self.error(f'"{key}" to be a list of strings', _shown(value))
-        return [_valid(item) for item in value]
+        return [valid_text(item) for item in value]
 
 
 class _ImageFolder:
@@ -230,7 +230,7 @@ def _mention(record: _Record, images: _ImageFolder) -> Mention:
             raise record.error('"imgPath" to end in a file name', _shown(image_path))
         image = images.path(stem + ".jpg", record)
     return Mention(
-        id=_valid(str(identity)),
+        id=valid_text(str(identity)),
         name=_name(record.text("mentions")),
         sentence=record.text("sentence"),
         image=image,
@@ -282,10 +282,10 @@ def _require_folder(dir: Path) -> None:
 
 
 def _name(text: str) -> str:
-    return " ".join(_valid(unquote(text)).split())
+    return " ".join(valid_text(unquote(text)).split())
 
 
-def _valid(text: str) -> str:
+def valid_text(text: str) -> str:
     """Replace lone surrogates (halves of characters, where a text was cut), which no tokenizer accepts."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
