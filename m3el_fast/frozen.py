@@ -91,8 +91,7 @@ class TowerStore:
 
     def _open(self, encoder: Encoder, fingerprint: str) -> dict[str, NDArray[np.float16]]:
         """The mapped arrays; those of another encoder or other data are replaced."""
-        ids = hashlib.sha256(self.source.input_ids.numpy().tobytes() + self.images.numpy().tobytes()).hexdigest()
-        self._identity = {"encoder": fingerprint, "data": ids}
+        self._identity = {"encoder": fingerprint, "data": _digest_data(self.source, self.images)}
         if self._state().items() >= self._identity.items():
             return {name: np.load(self.folder / f"{name}.npy", mmap_mode="r+") for name in _ARRAYS}
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -165,7 +164,15 @@ class TowerStore:
 
 def _digest(encoder: Encoder) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(encoder.model.state_dict().items()):
+    tensors = encoder.model.state_dict() | {"mean": encoder.normalise.mean, "std": encoder.normalise.std}
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _digest_data(source: TokenizedSide, images: Tensor) -> str:
+    digest = hashlib.sha256(source.input_ids.numpy().tobytes() + images.numpy().tobytes())
+    for rows in images[images >= 0].split(_BLOCK):
+        digest.update(source.cache.pixels(rows).numpy().tobytes())
     return digest.hexdigest()

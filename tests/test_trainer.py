@@ -108,7 +108,7 @@ def test_a_killed_process_resumes_to_the_same_bits(data: Path, tmp_path: Path) -
 def test_training_learns_and_keeps_the_best_checkpoint(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(tiny_config(data, epochs=12), tmp_path / "run")
+    train(tiny_config(data, epochs=12, lr=2e-3), tmp_path / "run")
     printed = capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / "run" / "log" / "dev.csv").open()))
     assert max(float(row["mrr"]) for row in rows) > float(rows[0]["mrr"])

@@ -6,9 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from m3el_fast.config import RunConfig
+from m3el_fast.data.tokenizer import train_tokenizer
+from m3el_fast.encoder import Encoder
+from m3el_fast.features import Inputs
+from m3el_fast.models import MELModel, build_model
 
 COLOURS = ["red", "green", "blue", "white"]
 KINDS = ["inn", "school", "mill"]
@@ -64,3 +69,19 @@ def tiny_config(data: Path, model: dict[str, Any] | None = None, **train: Any) -
         "train": settings,
     }
     return RunConfig.parse(values, "tiny")
+
+
+def tiny_model(config: RunConfig, seed: int = 1) -> MELModel:
+    """The model of a configuration with a scratch encoder, without a data set."""
+    torch.manual_seed(seed)
+    words = train_tokenizer([f"Elm {kind} in a {colour} house" for kind in KINDS for colour in COLOURS], 300)
+    return build_model(config, Encoder.create(config.encoder, words))
+
+
+def tiny_inputs(encoder: Encoder, count: int, seed: int) -> Inputs:
+    """``count`` items of different texts and images, the last one without an image."""
+    generator = torch.Generator().manual_seed(seed)
+    ids, mask = encoder.tokenize([f"{COLOURS[i % 4]} {KINDS[i % 3]} " + "elm " * (i + seed) for i in range(count)])
+    size = encoder.image_size
+    pixels = torch.randint(0, 256, (count - 1, size, size, 3), dtype=torch.uint8, generator=generator)
+    return Inputs(ids, mask, pixels, torch.arange(count) % (count - 1) - (torch.arange(count) == count - 1).long())
