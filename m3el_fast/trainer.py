@@ -115,6 +115,8 @@ class Trainer:
                     self.progress.epoch += 1
                     self.progress.step = 0
                     self._save()
+                    if self._any(stop.requested):  # the signal came while the validation ran
+                        raise Interrupted
 
     def _logged(self) -> dict[str, int]:
         """Steps whose log rows stand: a validation that is still to come (again) has none."""

@@ -58,6 +58,25 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(Trainer, "_step", step)
 
 
+def test_a_signal_during_the_last_validation_stops_the_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(data, epochs=1)
+    with monkeypatch.context() as patch:
+        validate = Trainer._validate
+
+        def interrupted(self: Trainer, *args: object) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            validate(self, *args)  # type: ignore[arg-type]
+
+        patch.setattr(Trainer, "_validate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "results.json").exists()
+    train(config, tmp_path / "run")
+    assert (tmp_path / "run" / "results.json").exists()
+
+
 @pytest.mark.parametrize("steps", [1, 4, 5, 7], ids=lambda s: f"after-{s}-of-10-steps")
 def test_a_stopped_run_resumes_to_the_same_bits(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
