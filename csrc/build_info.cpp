@@ -13,16 +13,6 @@ constexpr const char* kCompiler = __VERSION__;
 constexpr const char* kCompiler = "GCC " __VERSION__;
 #endif
 
-const char* isa_name() {
-  switch (m3el::isa()) {
-    case m3el::Isa::amx: return "amx";
-    case m3el::Isa::avx512: return "avx512";
-    case m3el::Isa::avx2: return "avx2";
-    case m3el::Isa::scalar: break;
-  }
-  return "scalar";
-}
-
 std::string torch_target() {
   constexpr auto version = static_cast<unsigned long long>(TORCH_TARGET_VERSION);
   return std::to_string(version >> 56) + "." + std::to_string((version >> 48) & 0xff);
@@ -36,5 +26,6 @@ PYBIND11_MODULE(_build_info, m) {
   m.def("flags", [] { return M3EL_FLAGS; }, "Flags that all source files share.");
   m.def("torch_target", &torch_target, "Oldest torch that the extension loads under.");
   m.def("torch_headers", [] { return M3EL_TORCH_HEADERS; }, "Version of the torch that it was compiled against.");
-  m.def("isa", &isa_name, "Best instruction set of this machine: scalar, avx2, avx512 or amx.");
+  m.def("isa", [] { return m3el::isa_name(m3el::detect_isa()); },
+        "Best instruction set of this machine: scalar, avx2, avx512, avx512bf16 or amx.");
 }

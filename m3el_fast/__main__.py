@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train a model; without arguments, on the generated sample set",
     "evaluate": "rank a split's mentions against the whole knowledge base",
     "link": "link mentions of a JSON-lines file to entities",
+    "info": "what the native part is and can do on this machine",
     "data": "check a data set, or write the sample set",
 }
 

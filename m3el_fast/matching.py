@@ -1,7 +1,7 @@
 """The matching units of M3EL and MIMIC (spec sections 3 and 4): modules that hold weights and call ops.
 
 Each unit splits into what one side alone determines (``entity``, ``mention``: dicts of tensors, one row per item) and
-``score``, which couples the two sides into [M, E].
+``score``, which couples the two sides into [M, E], or ``pairs``, which does so for a list of pairs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from m3el_fast import ops
 from m3el_fast.config import M3ELConfig, MIMICConfig
 from m3el_fast.features import FeatureDims, Features, Scores
-from m3el_fast.ops import CrossModalWeights, DualWeights, LayerNormWeights
+from m3el_fast.ops import CrossModalWeights, DualWeights, LayerNormWeights, Precision
 
 Vectors = dict[str, Tensor]
 
@@ -81,7 +81,17 @@ class IntraModal(nn.Module):
         side = {"global": glob, "key": self.key(local), "value": self.value(local)}
         return side if mask is None else side | {"mask": mask}
 
-    def score(self, mention: Mapping[str, Tensor], entity: Mapping[str, Tensor]) -> Tensor:
+    def score(
+        self,
+        mention: Mapping[str, Tensor],
+        entity: Mapping[str, Tensor],
+        rows: Tensor | None = None,
+        precision: Precision = "fp32",
+    ) -> Tensor:
+        """Scores [M, E] of all mentions and the entities ``rows`` [E] int64 (None = all), by :func:`ops.g2l_scores`.
+
+        ``precision`` counts with mean pooling only; the other poolings are in fp32.
+        """
         g2l = ops.g2l_scores(
             entity["query"],
             mention["key"],
@@ -91,8 +101,38 @@ class IntraModal(nn.Module):
             pooling=self.pooling,
             query_mask=entity.get("mask"),
             key_mask=mention.get("mask"),
+            rows=rows,
+            precision=self._precision(precision),
         )
-        return (mention["global"] @ entity["global"].T + g2l) / 2
+        glob = entity["global"] if rows is None else entity["global"][rows]
+        return (ops.inner_scores(mention["global"], glob) + g2l) / 2
+
+    def pairs(
+        self,
+        mention: Mapping[str, Tensor],
+        entity: Mapping[str, Tensor],
+        mention_rows: Tensor,
+        entity_rows: Tensor,
+        precision: Precision = "fp32",
+    ) -> Tensor:
+        """Scores [P] of the pairs (mention_rows[i], entity_rows[i]), [P] int64, by :func:`ops.g2l_pairs`."""
+        g2l = ops.g2l_pairs(
+            entity["query"],
+            mention["key"],
+            mention["value"],
+            entity["gate"],
+            norm_weights(self.norm),
+            mention_rows,
+            entity_rows,
+            pooling=self.pooling,
+            query_mask=entity.get("mask"),
+            key_mask=mention.get("mask"),
+            precision=self._precision(precision),
+        )
+        return (ops.inner_pairs(mention["global"], entity["global"], mention_rows, entity_rows) + g2l) / 2
+
+    def _precision(self, wanted: Precision) -> Precision:
+        return wanted if self.pooling == "mean" else "fp32"
 
 
 class CrossModal(nn.Module):
@@ -157,15 +197,14 @@ class DualUnit(nn.Module):
         self.norm2 = nn.LayerNorm(d)
 
     def source(self, glob: Tensor) -> Tensor:
-        result: Tensor = self.cls(glob)
-        return result
+        return ops.dual_source(self.cls(glob), self.weights())
 
-    def target(self, glob: Tensor, local: Tensor) -> tuple[Tensor, Tensor]:
+    def target(self, glob: Tensor, local: Tensor) -> Tensor:
         # the mean of projected rows is the projection of their mean
-        return self.cls(glob), self.tokens(local.mean(dim=1))
+        return ops.dual_target(self.cls(glob), self.tokens(local.mean(dim=1)), self.weights())
 
-    def score(self, source: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        weights = DualWeights(
+    def weights(self) -> DualWeights:
+        return DualWeights(
             self.fc.weight,
             self.fc.bias,
             self.gate.weight,
@@ -173,7 +212,12 @@ class DualUnit(nn.Module):
             norm_weights(self.norm1),
             norm_weights(self.norm2),
         )
-        return ops.dual_scores(source, key, value, weights)
+
+    def score(self, source: Tensor, target: Tensor) -> Tensor:
+        return ops.dual_scores(source, target, ops.dual_constants(self.weights()))
+
+    def pairs(self, source: Tensor, target: Tensor, source_rows: Tensor, target_rows: Tensor) -> Tensor:
+        return ops.dual_pairs(source, target, ops.dual_constants(self.weights()), source_rows, target_rows)
 
 
 class DualGated(nn.Module):
@@ -185,16 +229,41 @@ class DualGated(nn.Module):
         self.mention_to_entity = DualUnit(global_dim, local_dim, d)
 
     def entity(self, glob: Tensor, local: Tensor) -> Vectors:
-        key, value = self.mention_to_entity.target(glob, local)
-        return {"source": self.entity_to_mention.source(glob), "key": key, "value": value}
+        return {
+            "source": self.entity_to_mention.source(glob),
+            "target": self.mention_to_entity.target(glob, local),
+        }
 
     def mention(self, glob: Tensor, local: Tensor) -> Vectors:
-        key, value = self.entity_to_mention.target(glob, local)
-        return {"source": self.mention_to_entity.source(glob), "key": key, "value": value}
+        return {
+            "source": self.mention_to_entity.source(glob),
+            "target": self.entity_to_mention.target(glob, local),
+        }
 
-    def score(self, mention: Mapping[str, Tensor], entity: Mapping[str, Tensor]) -> Tensor:
-        forth = self.entity_to_mention.score(entity["source"], mention["key"], mention["value"]).T
-        back = self.mention_to_entity.score(mention["source"], entity["key"], entity["value"])
+    def score(
+        self,
+        mention: Mapping[str, Tensor],
+        entity: Mapping[str, Tensor],
+        rows: Tensor | None = None,
+        precision: Precision = "fp32",
+    ) -> Tensor:
+        """As :meth:`IntraModal.score`; inner products of a few vectors, in fp32 whatever the ``precision``."""
+        source, target = (entity[k] if rows is None else entity[k][rows] for k in ("source", "target"))
+        forth = self.entity_to_mention.score(source, mention["target"]).T
+        back = self.mention_to_entity.score(mention["source"], target)
+        return (forth + back) / 2
+
+    def pairs(
+        self,
+        mention: Mapping[str, Tensor],
+        entity: Mapping[str, Tensor],
+        mention_rows: Tensor,
+        entity_rows: Tensor,
+        precision: Precision = "fp32",
+    ) -> Tensor:
+        """As :meth:`IntraModal.pairs`; in fp32 whatever the ``precision``."""
+        forth = self.entity_to_mention.pairs(entity["source"], mention["target"], entity_rows, mention_rows)
+        back = self.mention_to_entity.pairs(mention["source"], entity["target"], mention_rows, entity_rows)
         return (forth + back) / 2
 
 
@@ -263,20 +332,27 @@ class Matcher(nn.Module):
 
     def score(self, mentions: Side, entities: Side) -> Scores:
         """Scores [M, E] of all pairs of the two sides."""
-        text = image = cross = t2v = v2t = None
+        parts: Vectors = {}
         if self.text is not None:
-            text = self.text.score(_unit(mentions.item, "text."), _unit(entities.item, "text."))
+            parts["text"] = self.text.score(unit(mentions.item, "text"), unit(entities.item, "text"))
         if self.image is not None:
             image = self.image.score(mentions.visual, entities.visual)
             if mentions.image_index is not None:
                 image = image[mentions.image_index]
-            if entities.image_index is not None:
-                image = image[:, entities.image_index]
-        if self.cross is not None:
-            left, right = _unit(mentions.item, "cross."), _unit(entities.item, "cross.")
-            t2v, v2t = (left[k] @ right[k].T if k in left else None for k in ("t2v", "v2t"))
-            both = [score for score in (t2v, v2t) if score is not None]
-            cross = _mean(both)
+            parts["image"] = image if entities.image_index is None else image[:, entities.image_index]
+        left, right = unit(mentions.item, "cross"), unit(entities.item, "cross")
+        parts |= {name: ops.inner_scores(left[name], right[name]) for name in left}
+        return self.combine(parts)
+
+    def combine(self, parts: Mapping[str, Tensor]) -> Scores:
+        """All scores from those parts that the model's form has of ``text``, ``image``, ``t2v`` and ``v2t``.
+
+        Args:
+            parts: tensors of one shape: [M, E] for all pairs of two sides, [P] for a list of pairs.
+        """
+        text, image, t2v, v2t = (parts.get(name) for name in ("text", "image", "t2v", "v2t"))
+        directions = [score for score in (t2v, v2t) if score is not None]
+        cross = _mean(directions) if directions else None
         members = [text, image, t2v, v2t] if self.directions_count_apart else [text, image, cross]
         union = _mean([score for score in members if score is not None])
         return Scores(union, text, image, cross, t2v, v2t)
@@ -326,8 +402,9 @@ def _mean(scores: list[Tensor]) -> Tensor:
     return total / len(scores)
 
 
-def _unit(item: Vectors, prefix: str) -> Vectors:
-    return {name.removeprefix(prefix): tensor for name, tensor in item.items() if name.startswith(prefix)}
+def unit(item: Mapping[str, Tensor], name: str) -> Vectors:
+    """The tensors of one unit (``text`` or ``cross``) under their names within it."""
+    return {key.removeprefix(f"{name}."): tensor for key, tensor in item.items() if key.startswith(f"{name}.")}
 
 
 def _per_item(rows: Tensor, index: Tensor | None) -> Tensor:

@@ -93,8 +93,8 @@ def test_mimic_scores_and_parts(shared: Path, dtype: torch.dtype) -> None:
     close(2 * scores.text - g2g, golden["out64.g2l_text"])
     image = matcher.image
     e, m = entity.visual, mention.visual
-    close(image.entity_to_mention.score(e["source"], m["key"], m["value"]).T, golden["out64.dual_ent2men"])
-    close(image.mention_to_entity.score(m["source"], e["key"], e["value"]), golden["out64.dual_men2ent"])
+    close(image.entity_to_mention.score(e["source"], m["target"]).T, golden["out64.dual_ent2men"])
+    close(image.mention_to_entity.score(m["source"], e["target"]), golden["out64.dual_men2ent"])
 
 
 @DTYPES

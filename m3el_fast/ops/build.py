@@ -1,7 +1,4 @@
-"""The native part: loads the extension once and says what it is, or why it is not there.
-
-``python -m m3el_fast.ops.build`` prints the report.
-"""
+"""The native part: loads the extension once and says what it is, or why it is not there."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-INTERFACE = 1  # kInterface of csrc/native.cpp
+INTERFACE = 2  # kInterface of csrc/native.cpp
 
 _NOTE = Path(__file__).parents[1] / "_native_missing.txt"  # written by csrc/native_build.py
 
@@ -85,7 +82,3 @@ def _why_missing() -> str:
     if _NOTE.exists():
         return _NOTE.read_text(encoding="utf-8").strip()
     return "it was never built for this Python: run `pip install -e .` in the checkout, or `pip install` a wheel"
-
-
-if __name__ == "__main__":
-    print(native_report())

@@ -142,12 +142,17 @@ def g2l_scores(
     norm: LayerNormWeights,
     query_mask: Tensor | None = None,  # [E, Le] bool
     key_mask: Tensor | None = None,  # [M, Lm] bool
+    bf16: bool = False,
 ) -> Tensor:
-    """G2L [M, E] with mean pooling, without A V (spec 5.2): w = column means of A, then Gram-form LayerNorm and dot."""
+    """G2L [M, E] with mean pooling, without A V (spec 5.2): w = column means of A, then Gram-form LayerNorm and dot.
+
+    With ``bf16`` the operands of Q K^T and of V_c gw are rounded, the key after log2(e) / sqrt(d) went into it.
+    """
     entities, rows, d = query.shape
     mentions, columns, _ = key.shape
-    logits = query.reshape(-1, d) @ (key / math.sqrt(d)).reshape(-1, d).T
-    logits = logits.view(entities, rows, mentions, columns)
+    rounded = _round_bf16 if bf16 else _keep
+    logits = rounded(query).reshape(-1, d) @ rounded(key * (math.log2(math.e) / math.sqrt(d))).reshape(-1, d).T
+    logits = (logits * math.log(2)).view(entities, rows, mentions, columns)
     if key_mask is not None:
         logits = logits.masked_fill(~key_mask, -math.inf)
     attention = logits.softmax(dim=-1)
@@ -159,9 +164,17 @@ def g2l_scores(
     w = w.transpose(0, 1)  # [M, E, Lm]
     centred = value - value.mean(dim=-1, keepdim=True)
     gram = centred @ centred.transpose(1, 2)  # [M, Lm, Lm]
-    dot = (w * ((gate * norm.weight) @ centred.transpose(1, 2))).sum(dim=-1)
+    dot = (w * (rounded(gate * norm.weight) @ rounded(centred).transpose(1, 2))).sum(dim=-1)
     variance = ((w @ gram) * w).sum(dim=-1).clamp_min(0) / d
     return dot * (variance + norm.eps).rsqrt() + gate @ norm.bias
+
+
+def _round_bf16(x: Tensor) -> Tensor:
+    return x.bfloat16().to(x.dtype)
+
+
+def _keep(x: Tensor) -> Tensor:
+    return x
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -295,38 +308,111 @@ def dual_scores_paper(source: Tensor, key: Tensor, value: Tensor, weights: DualW
     return torch.einsum("std,sd->st", y, weights.norm2.apply(source))
 
 
-def dual_scores(source: Tensor, key: Tensor, value: Tensor, weights: DualWeights) -> Tensor:
-    """DUAL scores [S, T] from five inner products per pair and scalar arithmetic (spec 5.5)."""
-    d = source.shape[1]
-    norm1, norm2 = weights.norm1, weights.norm2
-    # LN1(v + a) = weight1 * (v_c + a_c) / s1 + bias1, so that x = (pv + pa) / s1 + q
-    a_c, v_c = _centre(source), _centre(value)
-    s1 = _norm_of_sum(a_c, v_c, d, norm1.eps)
-    pa, pv = (F.linear(norm1.weight * c, weights.f_weight) for c in (a_c, v_c))
-    q = F.linear(norm1.bias, weights.f_weight, weights.f_bias)
-    gate_a, gate_v, gate_q = (F.linear(p, weights.gate_weight)[..., 0] for p in (pa, pv, q))
-    g = ((gate_a[:, None] + gate_v[None]) / s1 + gate_q + weights.gate_bias).tanh()
-    s = g / s1
-    # z = s (pv + pa) + g q + k; LN2(z) . n = (n' . z) / s2 + bias2 . n with n' = weight2 * n, centred
-    n = norm2.apply(source)
-    n_c = _centre(norm2.weight * n)
-    dot = s * (n_c @ pv.T + (n_c * pa).sum(1)[:, None]) + g * (n_c @ q)[:, None] + n_c @ key.T
-    pa, pv, q, k = _centre(pa), _centre(pv), _centre(q), _centre(key)
-    square = s * s * ((pa * pa).sum(1)[:, None] + (pv * pv).sum(1)[None] + 2 * (pa @ pv.T))
-    square = square + g * g * (q * q).sum() + (k * k).sum(1)[None]
-    square = square + 2 * s * g * ((pa @ q)[:, None] + (pv @ q)[None])
-    square = square + 2 * s * (pa @ k.T + (pv * k).sum(1)[None]) + 2 * g * (k @ q)[None]
-    return dot * (square.clamp_min(0) / d + norm2.eps).rsqrt() + (n @ norm2.bias)[:, None]
+class DualConstants(NamedTuple):
+    """What a pair of one DUAL unit needs beside its two packed rows: scalars, and the eps of LN1 and LN2."""
+
+    gate: Tensor  # w . (F bias1) + b0
+    bias: Tensor  # |centred F image of LN1's bias|^2
+    eps1: float
+    eps2: float
+
+
+def dual_source(source: Tensor, weights: DualWeights) -> Tensor:
+    """Source vectors a [S, d] as packed rows [S, 3 d + 7]: three vectors and the scalars beside them (spec 5.5)."""
+    a = _centre(source)
+    pa = F.linear(weights.norm1.weight * a, weights.f_weight)
+    q = _dual_bias(weights)
+    n = weights.norm2.apply(source)
+    n_c, pa_c = _centre(weights.norm2.weight * n), _centre(pa)
+    scalars = [
+        (a * a).sum(1),
+        F.linear(pa, weights.gate_weight)[:, 0],
+        (n_c * pa).sum(1),
+        n_c @ q,
+        (pa_c * pa_c).sum(1),
+        pa_c @ _centre(q),
+        n @ weights.norm2.bias,
+    ]
+    return torch.cat([a, n_c, pa_c, torch.stack(scalars, dim=1)], dim=1)
+
+
+def dual_target(key: Tensor, value: Tensor, weights: DualWeights) -> Tensor:
+    """Target vectors k, v [T, d] as packed rows [T, 3 d + 7] (spec 5.5)."""
+    v = _centre(value)
+    pv = F.linear(weights.norm1.weight * v, weights.f_weight)
+    pv_c, k_c, q_c = _centre(pv), _centre(key), _centre(_dual_bias(weights))
+    scalars = [
+        (v * v).sum(1),
+        F.linear(pv, weights.gate_weight)[:, 0],
+        (pv_c * pv_c).sum(1),
+        pv_c @ q_c,
+        (k_c * k_c).sum(1),
+        (pv_c * k_c).sum(1),
+        k_c @ q_c,
+    ]
+    return torch.cat([v, pv_c, k_c, torch.stack(scalars, dim=1)], dim=1)
+
+
+def dual_constants(weights: DualWeights) -> DualConstants:
+    """The constants of one DUAL unit."""
+    q = _dual_bias(weights)
+    q_c = _centre(q)
+    gate = (F.linear(q, weights.gate_weight) + weights.gate_bias)[0]
+    return DualConstants(gate, (q_c * q_c).sum(), weights.norm1.eps, weights.norm2.eps)
+
+
+def _dual_bias(weights: DualWeights) -> Tensor:
+    """q: F's image of LN1's bias."""
+    return F.linear(weights.norm1.bias, weights.f_weight, weights.f_bias)
+
+
+def dual_scores(source: Tensor, target: Tensor, constants: DualConstants) -> Tensor:
+    """DUAL scores [S, T] of packed rows from five inner products per pair and scalar arithmetic (spec 5.5)."""
+    d = (source.shape[1] - 7) // 3
+    a, n, pa = (source[:, i * d : (i + 1) * d] for i in range(3))
+    v, pv, k = (target[:, i * d : (i + 1) * d] for i in range(3))
+    products = (a @ v.T, n @ pv.T, n @ k.T, pa @ pv.T, pa @ k.T)
+    return _dual_combine(products, source[:, 3 * d :, None].unbind(1), target[None, :, 3 * d :].unbind(2), d, constants)
+
+
+def dual_pairs(
+    source: Tensor, target: Tensor, constants: DualConstants, source_row: Tensor, target_row: Tensor
+) -> Tensor:
+    """DUAL scores [P] of the pairs (source_row, target_row) of packed rows."""
+    d = (source.shape[1] - 7) // 3
+    s, t = source[source_row], target[target_row]
+    a, n, pa = (s[:, i * d : (i + 1) * d] for i in range(3))
+    v, pv, k = (t[:, i * d : (i + 1) * d] for i in range(3))
+    products = tuple((x * y).sum(1) for x, y in ((a, v), (n, pv), (n, k), (pa, pv), (pa, k)))
+    return _dual_combine(products, s[:, 3 * d :].unbind(1), t[:, 3 * d :].unbind(1), d, constants)
+
+
+def _dual_combine(
+    products: tuple[Tensor, ...],
+    source: tuple[Tensor, ...],
+    target: tuple[Tensor, ...],
+    d: int,
+    constants: DualConstants,
+) -> Tensor:
+    """The score from the products a.v, n.pv, n.k, pa.pv, pa.k and the scalars of both sides.
+
+    LN1(v + a) = weight1 (v_c + a_c) / s1 + bias1, so that x = (pv + pa) / s1 + q, and z = x g + k gives
+    LN2(z) . n = (n_c . z) / s2 + bias2 . n with n_c = weight2 * n, centred.
+    """
+    av, n_pv, n_k, pa_pv, pa_k = products
+    a_a, gate_a, n_pa, n_q, pa_pa, pa_q, n_bias = source
+    v_v, gate_v, pv_pv, pv_q, k_k, pv_k, k_q = target
+    rstd1 = ((a_a + v_v + 2 * av).clamp_min(0) / d + constants.eps1).rsqrt()
+    g = ((gate_a + gate_v) * rstd1 + constants.gate).tanh()
+    s = g * rstd1
+    dot = s * (n_pv + n_pa) + g * n_q + n_k
+    square = s * s * (pa_pa + pv_pv + 2 * pa_pv) + g * g * constants.bias + k_k
+    square = square + 2 * s * g * (pa_q + pv_q) + 2 * s * (pa_k + pv_k) + 2 * g * k_q
+    return dot * (square.clamp_min(0) / d + constants.eps2).rsqrt() + n_bias
 
 
 def _centre(x: Tensor) -> Tensor:
     return x - x.mean(dim=-1, keepdim=True)
-
-
-def _norm_of_sum(a: Tensor, b: Tensor, d: int, eps: float) -> Tensor:
-    """sqrt(|a_i + b_j|^2 / d + eps) for all pairs of rows."""
-    square = (a * a).sum(1)[:, None] + (b * b).sum(1)[None] + 2 * (a @ b.T)
-    return (square.clamp_min(0) / d + eps).sqrt()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

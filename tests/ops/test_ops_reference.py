@@ -102,7 +102,7 @@ def test_g2l_forms_agree(sizes: tuple[int, int, int, int], masked: bool) -> None
 def test_g2l_blocks_equal_the_whole(pooling: str, monkeypatch: pytest.MonkeyPatch) -> None:
     query, gate, key, value = randn(17, 5, 8), randn(17, 8), randn(70, 6, 8, seed=1), randn(70, 6, 8, seed=2)
     whole = ops.g2l_scores(query, key, value, gate, norm(8), pooling=pooling)
-    monkeypatch.setattr(ops, "_BLOCK_WEIGHTS", 64 * 40 * 3)
+    monkeypatch.setattr("m3el_fast.ops.g2l._BLOCK_WEIGHTS", 64 * 40 * 3)
     with torch.no_grad():
         torch.testing.assert_close(ops.g2l_scores(query, key, value, gate, norm(8), pooling=pooling), whole, **EXACT)
 
@@ -150,7 +150,9 @@ def test_dual_forms_agree(s: int, t: int, d: int) -> None:
         randn(d, d, scale=d**-0.5), randn(d), randn(1, d, seed=2), randn(1, seed=3), norm(d), norm(d, 30)
     )
     source, key, value = randn(s, d, seed=4), randn(t, d, seed=5), randn(t, d, seed=6)
-    left = ops.dual_scores(source, key, value, weights)
+    left = ops.dual_scores(
+        ops.dual_source(source, weights), ops.dual_target(key, value, weights), ops.dual_constants(weights)
+    )
     same_with_gradients(left, reference.dual_scores_paper(source, key, value, weights), [source, key, value])
 
 
@@ -244,7 +246,7 @@ def test_other_ops_refuse_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="1 to 8 heads, got 9"):
         ops.cross_modal_context(randn(2, 8), randn(2, 3, 8), cross_weights(8, 5, False)._replace(head_weight=randn(9)))
     with pytest.raises(ValueError, match=r"value: expected shape \(3, 8\)"):
-        ops.dual_scores(randn(2, 8), randn(3, 8), randn(2, 8), DualWeights(*[randn(1)] * 4, norm(8), norm(8)))
+        ops.dual_target(randn(3, 8), randn(2, 8), DualWeights(*[randn(1)] * 4, norm(8), norm(8)))
     mention, entity, parts = rerank_operands()
     with pytest.raises(ValueError, match=r"candidates: expected rows in -1..8, got 0..9"):
         ops.rerank_topk(mention, entity, parts, torch.tensor([[0, 9]] * 4), 1)

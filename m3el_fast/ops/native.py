@@ -1,0 +1,120 @@
+"""The native extension as a backend: whether it is there, when an op may use it, and its ops' fake tensors.
+
+The extension is loaded when this module is; ``LOADED`` says whether that worked, :func:`native_report` why not.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from m3el_fast.ops.build import native_report
+
+Backend = Literal["auto", "reference", "native"]
+
+LOADED = not native_report().missing
+
+_FAST_BF16 = (3, 4)  # avx512bf16 and amx, of cpu_isa()
+
+
+def use_native(backend: Backend, obstacle: str | None) -> bool:
+    """Whether the native kernel runs. ``obstacle``: what the kernel does not cover among the arguments, or None.
+
+    Raises:
+        ValueError: ``backend`` is "native" but it cannot serve, or unknown.
+    """
+    if backend not in ("auto", "reference", "native"):
+        raise ValueError(f"backend: expected 'auto', 'reference' or 'native', got {backend!r}")
+    if backend == "native" and not LOADED:
+        raise ValueError(f"backend 'native': {native_report().missing}")
+    if backend == "native" and obstacle:
+        raise ValueError(f"backend 'native': {obstacle}; 'auto' and 'reference' do")
+    return backend != "reference" and LOADED and obstacle is None
+
+
+def scan_precision() -> Literal["fp32", "bf16"]:
+    """The precision of products in which this machine scores fastest: bf16 where it has instructions for it.
+
+    Raises:
+        RuntimeError: the environment variable M3EL_CPU_ISA names no level of this machine.
+    """
+    return "bf16" if LOADED and torch.ops.m3el_fast.cpu_isa() in _FAST_BF16 else "fp32"
+
+
+def not_cpu_fp32(*tensors: Tensor) -> str | None:
+    """The obstacle that one of ``tensors`` is no CPU tensor of fp32, or None."""
+    if any(t.device.type != "cpu" for t in tensors):
+        return "the kernel takes no tensors outside the CPU"
+    if any(t.dtype != torch.float32 for t in tensors):
+        return "the kernel takes no other dtype than fp32 here"
+    return None
+
+
+def needs_gradient(*tensors: Tensor) -> str | None:
+    """The obstacle that a gradient is wanted, or None."""
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return "the kernel has no gradient"
+    return None
+
+
+if LOADED:
+
+    @torch.library.register_fake("m3el_fast::g2l_scores")
+    def _(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        gate: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        eps: float,
+        query_mask: Tensor | None,
+        key_mask: Tensor | None,
+        rows: Tensor | None,
+        bf16: bool,
+    ) -> Tensor:
+        return key.new_empty(key.shape[0], query.shape[0] if rows is None else rows.shape[0])
+
+    @torch.library.register_fake("m3el_fast::g2l_pairs")
+    def _(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        gate: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        eps: float,
+        query_mask: Tensor | None,
+        key_mask: Tensor | None,
+        mention: Tensor,
+        entity: Tensor,
+        bf16: bool,
+    ) -> Tensor:
+        return key.new_empty(mention.shape[0])
+
+    @torch.library.register_fake("m3el_fast::inner_scores")
+    def _(mention: Tensor, entity: Tensor) -> Tensor:
+        return mention.new_empty(mention.shape[0], entity.shape[0])
+
+    @torch.library.register_fake("m3el_fast::inner_pairs")
+    def _(mention: Tensor, entity: Tensor, mention_row: Tensor, entity_row: Tensor) -> Tensor:
+        return mention.new_empty(mention_row.shape[0])
+
+    @torch.library.register_fake("m3el_fast::dual_scores")
+    def _(source: Tensor, target: Tensor, constants: Tensor) -> Tensor:
+        return source.new_empty(source.shape[0], target.shape[0])
+
+    @torch.library.register_fake("m3el_fast::dual_pairs")
+    def _(source: Tensor, target: Tensor, constants: Tensor, source_row: Tensor, target_row: Tensor) -> Tensor:
+        return source.new_empty(source_row.shape[0])
+
+    @torch.library.register_fake("m3el_fast::topk")
+    def _(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        shape = (scores.shape[0], k)
+        return scores.new_empty(shape), scores.new_empty(shape, dtype=torch.int64)
+
+    @torch.library.register_fake("m3el_fast::topk_merge")
+    def _(values: Tensor, ids: Tensor, scores: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(values), torch.empty_like(ids)
