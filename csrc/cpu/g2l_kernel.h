@@ -2,7 +2,7 @@
 // intrinsics headers only (see native_build.py).
 //
 // A vector type `S` has: F, W lanes, load, store, set1, add, sub, mul, fma, max, div, sqrt, exp2 of values <= 0,
-// transpose (W rows of W words).
+// transpose (W words from each of W rows).
 // A product engine `P` has: kRows, kTokens (its register block), kPair (values of the width that share a 32-bit word:
 // 1 = fp32, 2 = bf16) and products<T>(): the inner products of a mention's rows with T tokens of the group.
 #pragma once
@@ -116,44 +116,47 @@ template <class S, class P>
 int64_t scratch_bytes(int64_t, int64_t columns, int64_t width) {
   const int64_t score = 4 * S::W * Mention<S, P>::padded(columns) * (P::kTokens + 2);
   const int64_t steps = Group<S, P>::steps(width), floats = round_up(width, 16);
-  const int64_t group = 4 * (2 * floats + S::W * round_up(steps, S::W));
+  const int64_t group = 4 * (floats + S::W * steps);
   const int64_t mention = 4 * floats * (1 + columns);
   const int64_t most = score > group ? score : group;
   return round_up(most > mention ? most : mention, kAlign);
 }
 
-// W rows of words, `stride` apart, to steps x W.
+// W rows of `steps` words, at any address, to steps x W.
 template <class S>
-void interleave(const uint32_t* rows, int64_t stride, int64_t steps, uint32_t* out) {
+void interleave(const char* const* rows, int64_t steps, uint32_t* out) {
   int64_t s = 0;
-  for (; s + S::W <= steps; s += S::W) S::transpose(rows + s, stride, out + s * S::W);
+  for (; s + S::W <= steps; s += S::W) S::transpose(rows, 4 * s, out + s * S::W);
   for (; s < steps; ++s)
-    for (int64_t lane = 0; lane < S::W; ++lane) out[s * S::W + lane] = rows[lane * stride + s];
+    for (int64_t lane = 0; lane < S::W; ++lane) memcpy(out + s * S::W + lane, rows[lane] + 4 * s, 4);
 }
 
 template <class S, class P>
 void pack_group(const m3el::G2LEntities& e, const int64_t* rows, bool rounded, void* scratch, void* packed) {
   auto* group = static_cast<Group<S, P>*>(packed);
   *group = {e.rows, e.width, e.eps};
-  const int64_t steps = Group<S, P>::steps(e.width), stride = round_up(steps, S::W);
+  const int64_t steps = Group<S, P>::steps(e.width);
   float* row = static_cast<float*>(scratch);
-  uint32_t* words = reinterpret_cast<uint32_t*>(row + 2 * round_up(e.width, 16));
-  memset(words, 0, 4 * S::W * stride);
+  uint32_t* words = reinterpret_cast<uint32_t*>(row + round_up(e.width, 16));
+  memset(words, 0, 4 * S::W * steps);
+  const char* lanes[S::W];
+  for (int64_t lane = 0; lane < S::W; ++lane) lanes[lane] = reinterpret_cast<const char*>(words + lane * steps);
+
   const int64_t element = e.query_format == m3el::Format::f32 ? 4 : 2;
-  // bf16 rows go to a bf16 engine as they are
-  const bool as_is = P::kPair == 2 && e.query_format == m3el::Format::bf16;
+  const bool same_format = P::kPair == 2 ? e.query_format == m3el::Format::bf16
+                                         : e.query_format == m3el::Format::f32 && !rounded;
+  const bool as_is = same_format && e.width % P::kWidthStep == 0;
   for (int64_t t = 0; t < e.rows; ++t) {
+    const char* from[S::W];
     for (int64_t lane = 0; lane < S::W; ++lane) {
-      const char* from = static_cast<const char*>(e.query) + (rows[lane] * e.rows + t) * e.width * element;
-      if (as_is) {
-        memcpy(words + lane * stride, from, 2 * e.width);
-      } else {
-        to_floats(from, e.query_format, e.width, row);
-        to_words<P::kPair>(row, e.width, rounded, words + lane * stride);
-      }
+      from[lane] = static_cast<const char*>(e.query) + (rows[lane] * e.rows + t) * e.width * element;
+      if (as_is) continue;
+      to_floats(from[lane], e.query_format, e.width, row);
+      to_words<P::kPair>(row, e.width, rounded, words + lane * steps);
     }
-    interleave<S>(words, stride, steps, group->token(t));
+    interleave<S>(as_is ? from : lanes, steps, group->token(t));
   }
+
   const int64_t gate_element = e.gate_format == m3el::Format::f32 ? 4 : 2;
   for (int64_t lane = 0; lane < S::W; ++lane) {
     to_floats(static_cast<const char*>(e.gate) + rows[lane] * e.width * gate_element, e.gate_format, e.width, row);
@@ -163,14 +166,14 @@ void pack_group(const m3el::G2LEntities& e, const int64_t* rows, bool rounded, v
       row[i] *= e.norm_weight[i];
     }
     group->bias()[lane] = bias;
-    to_words<P::kPair>(row, e.width, rounded, words + lane * stride);
+    to_words<P::kPair>(row, e.width, rounded, words + lane * steps);
     int64_t count = 0;
     const uint8_t* mask = e.mask ? e.mask + rows[lane] * e.rows : nullptr;
     for (int64_t t = 0; t < e.rows; ++t) count += !mask || mask[t];
     for (int64_t t = 0; t < e.rows; ++t)
       group->share()[t * S::W + lane] = !mask || mask[t] ? 1.0f / static_cast<float>(count) : 0.0f;
   }
-  interleave<S>(words, stride, steps, group->token(e.rows));
+  interleave<S>(lanes, steps, group->token(e.rows));
 }
 
 // Inner product of rows whose length is a multiple of 16; the partial sums keep the compiler's vectors busy.

@@ -49,11 +49,11 @@ struct Avx512 {
     return _mm512_scalef_ps(p, x);
   }
 
-  // 16 rows of 16 words, `stride` words apart, to 16 columns.
-  static void transpose(const uint32_t* rows, int64_t stride, uint32_t* out) {
+  // 16 words from byte `offset` on of each of 16 rows, to 16 columns.
+  static void transpose(const char* const* rows, int64_t offset, uint32_t* out) {
     __m512i r[16], t[16];
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_si512(rows + i * stride);
+    for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_si512(rows[i] + offset);
 #pragma GCC unroll 8
     for (int i = 0; i < 16; i += 2) {
       t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);

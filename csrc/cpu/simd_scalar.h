@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 namespace {
 
@@ -63,9 +64,9 @@ struct Plain {
   static F exp2(F x) {
     return map([=](int i) { return exp2f(x.v[i]); });
   }
-  static void transpose(const uint32_t* rows, int64_t stride, uint32_t* out) {
+  static void transpose(const char* const* rows, int64_t offset, uint32_t* out) {
     for (int64_t s = 0; s < W; ++s)
-      for (int64_t lane = 0; lane < W; ++lane) out[s * W + lane] = rows[lane * stride + s];
+      for (int64_t lane = 0; lane < W; ++lane) memcpy(out + s * W + lane, rows[lane] + offset + 4 * s, 4);
   }
 };
 

@@ -1,0 +1,213 @@
+// Runs every CPU kernel of every ISA level that this machine has, and the AMX kernel on emulated tiles, against plain
+// double arithmetic. Built with address and undefined-behaviour sanitizers by .ci/sanitize.py; every buffer is as large
+// as its contents. Exits with 1 and a line for each mismatch.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "g2l_run.h"
+#include "products.h"
+#include "topk.h"
+
+namespace {
+
+using namespace m3el;
+
+int failures = 0;
+
+void expect(bool good, const char* what, const char* level, double error) {
+  if (good) return;
+  ++failures;
+  std::printf("%s at level %s: error %g\n", what, level, error);
+}
+
+struct Random {
+  uint64_t state = 1;
+  double next() {  // uniform in [-1, 1)
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return static_cast<double>(state >> 40) / (1 << 23) - 1;
+  }
+  std::vector<float> floats(int64_t n) {
+    std::vector<float> out(n);
+    for (float& x : out) x = static_cast<float>(2 * next());
+    return out;
+  }
+};
+
+// 3 threads whatever the count, so that ranges of odd sizes and idle threads occur.
+Parallel three_threads() {
+  return {3, [](int64_t count, const auto& body) {
+            std::vector<std::thread> threads;
+            for (int64_t t = 0; t < 3; ++t) {
+              const int64_t begin = count * t / 3, end = count * (t + 1) / 3;
+              if (begin < end) threads.emplace_back([&body, begin, end] { body(begin, end); });
+            }
+            for (std::thread& thread : threads) thread.join();
+          }};
+}
+
+uint16_t to_bf16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+float from_bf16(uint16_t x) {
+  const uint32_t bits = uint32_t{x} << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+struct G2LCase {
+  int64_t e, le, m, lm, d;
+  bool masked;
+};
+
+struct G2LData {
+  std::vector<float> query, gate, key, value, weight, bias;
+  std::vector<uint16_t> query16, gate16;
+  std::vector<uint8_t> query_mask, key_mask;
+  std::vector<double> expected;
+
+  explicit G2LData(const G2LCase& c) {
+    Random random;
+    query = random.floats(c.e * c.le * c.d);
+    gate = random.floats(c.e * c.d);
+    key = random.floats(c.m * c.lm * c.d);
+    value = random.floats(c.m * c.lm * c.d);
+    weight = random.floats(c.d);
+    bias = random.floats(c.d);
+    for (float& x : query) query16.push_back(to_bf16(x)), x = from_bf16(query16.back());
+    for (float& x : gate) gate16.push_back(to_bf16(x)), x = from_bf16(gate16.back());
+    if (c.masked) {
+      for (int64_t i = 0; i < c.e * c.le; ++i) query_mask.push_back(i % c.le == 0 || random.next() > 0);
+      for (int64_t i = 0; i < c.m * c.lm; ++i) key_mask.push_back(i % c.lm == 0 || random.next() > 0);
+    }
+    for (int64_t m = 0; m < c.m; ++m)
+      for (int64_t e = 0; e < c.e; ++e) expected.push_back(score(c, m, e));
+  }
+
+  double score(const G2LCase& c, int64_t m, int64_t e) const {
+    std::vector<double> context(c.d), weights(c.lm);
+    double tokens = 0;
+    for (int64_t t = 0; t < c.le; ++t) {
+      if (c.masked && !query_mask[e * c.le + t]) continue;
+      tokens += 1;
+      double sum = 0;
+      for (int64_t k = 0; k < c.lm; ++k) {
+        double logit = 0;
+        for (int64_t i = 0; i < c.d; ++i)
+          logit += double{query[(e * c.le + t) * c.d + i]} * key[(m * c.lm + k) * c.d + i];
+        const bool kept = !c.masked || key_mask[m * c.lm + k];
+        sum += weights[k] = kept ? std::exp(logit / std::sqrt(double(c.d))) : 0;
+      }
+      for (int64_t k = 0; k < c.lm; ++k)
+        for (int64_t i = 0; i < c.d; ++i) context[i] += weights[k] / sum * value[(m * c.lm + k) * c.d + i];
+    }
+    double mean = 0, variance = 0, out = 0;
+    for (double& x : context) mean += (x /= tokens) / static_cast<double>(c.d);
+    for (const double x : context) variance += (x - mean) * (x - mean) / static_cast<double>(c.d);
+    for (int64_t i = 0; i < c.d; ++i)
+      out += gate[e * c.d + i] * ((context[i] - mean) / std::sqrt(variance + 1e-5) * weight[i] + bias[i]);
+    return out;
+  }
+};
+
+void test_g2l(const G2LKernel& kernel, const char* level, bool bf16, const G2LCase& c) {
+  const G2LData data(c);
+  const G2LMentions mentions{data.key.data(), data.value.data(), c.masked ? data.key_mask.data() : nullptr, c.m, c.lm};
+  const Parallel parallel = three_threads();
+  // bf16 products err by 2^-8 of their terms; an error in the kernel is larger than a few percent of the spread
+  const double tolerance = bf16 ? 0.15 * std::sqrt(double(c.d)) : 2e-3;
+  for (const bool stored16 : {false, true}) {
+    const Format format = stored16 ? Format::bf16 : Format::f32;
+    const void* query = stored16 ? static_cast<const void*>(data.query16.data()) : data.query.data();
+    const void* gate = stored16 ? static_cast<const void*>(data.gate16.data()) : data.gate.data();
+    const uint8_t* mask = c.masked ? data.query_mask.data() : nullptr;
+    const G2LEntities entities{query, gate, mask, format, format, c.le, c.d, data.weight.data(), data.bias.data(), 1e-5f};
+    std::vector<float> found(c.m * c.e, NAN);
+    g2l_scores(kernel, bf16, entities, nullptr, c.e, mentions, parallel, found.data());
+    double error = 0;
+    for (int64_t i = 0; i < c.m * c.e; ++i) error = std::max(error, std::abs(found[i] - data.expected[i]));
+    expect(error <= tolerance, "g2l_scores", level, error);
+    std::vector<int64_t> mention, entity;
+    for (int64_t i = 0; i < 3 * c.e + 1; ++i) mention.push_back(i / 5 % c.m), entity.push_back(i * 7 % c.e);
+    std::vector<float> pairs(mention.size(), NAN);
+    g2l_pairs(kernel, bf16, entities, mentions, mention.data(), entity.data(), static_cast<int64_t>(mention.size()),
+              parallel, pairs.data());
+    for (std::size_t i = 0; i < mention.size(); ++i)
+      expect(pairs[i] == found[mention[i] * c.e + entity[i]], "g2l_pairs", level, pairs[i]);
+  }
+}
+
+void test_products(const ProductsKernel& kernel, const char* level, int64_t m, int64_t n, int64_t d) {
+  Random random;
+  const std::vector<float> a = random.floats(m * (3 * d + 7)), b = random.floats(n * (3 * d + 7));
+  const Rows left{a.data(), 3 * d + 7}, right{b.data(), 3 * d + 7};
+  std::vector<float> found(m * n, NAN), one(1), dual(m * n, NAN);
+  kernel.inner(left, m, right, n, 3 * d + 7, found.data(), n);
+  const DualConstants constants{0.1f, 30.0f, 1e-5f, 1e-5f};
+  kernel.dual(left, m, right, n, d, constants, dual.data(), n);
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < n; ++j) {
+      double expected = 0;
+      for (int64_t k = 0; k < 3 * d + 7; ++k) expected += double{a[i * left.stride + k]} * b[j * right.stride + k];
+      const double error = std::abs(found[i * n + j] - expected);
+      expect(error < 1e-3, "inner", level, error);
+      kernel.inner_pairs(left, &i, right, &j, 1, 3 * d + 7, one.data());
+      expect(one[0] == found[i * n + j], "inner_pairs", level, one[0]);
+      kernel.dual_pairs(left, &i, right, &j, 1, d, constants, one.data());
+      expect(std::isfinite(one[0]) && one[0] == dual[i * n + j], "dual_pairs", level, one[0]);
+    }
+}
+
+void test_topk(int64_t m, int64_t n, int64_t k) {
+  Random random;
+  std::vector<float> scores = random.floats(m * n);
+  for (float& x : scores) x = std::round(4 * x);
+  if (n > 2) scores[n / 2] = NAN;
+  std::vector<float> values(m * k);
+  std::vector<int64_t> ids(m * k);
+  topk(scores.data(), m, n, k, false, 0, three_threads(), values.data(), ids.data());
+  for (int64_t i = 0; i < m; ++i) {
+    const auto key = [&](int64_t j) {
+      const float x = scores[i * n + j];
+      return x != x ? -1e30f : x;
+    };
+    std::vector<int64_t> order(n);
+    for (int64_t j = 0; j < n; ++j) order[j] = j;
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return key(a) > key(b); });
+    for (int64_t j = 0; j < k; ++j)
+      expect(ids[i * k + j] == order[j], "topk", "scalar", static_cast<double>(ids[i * k + j]));
+  }
+}
+
+}  // namespace
+
+int main() {
+  const std::vector<G2LCase> cases = {{1, 1, 1, 1, 1, false},   {17, 7, 5, 11, 13, true}, {33, 6, 4, 65, 7, false},
+                                      {16, 5, 3, 5, 32, false}, {19, 9, 17, 50, 96, true}, {3, 40, 2, 40, 96, false}};
+  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512bf16}) {
+    if (!has_isa(isa)) {
+      std::printf("this machine has no %s\n", isa_name(isa));
+      continue;
+    }
+    for (const G2LCase& c : cases)
+      for (const bool bf16 : {false, true}) test_g2l(g2l_kernel(isa, bf16), isa_name(isa), bf16, c);
+    const ProductsKernel& products = isa >= Isa::avx512   ? kProductsAvx512
+                                     : isa == Isa::avx2 ? kProductsAvx2
+                                                        : kProductsScalar;
+    for (const int64_t d : {1, 7, 32}) test_products(products, isa_name(isa), 5, 67, d);
+    test_products(products, isa_name(isa), 1, 1, 3);
+  }
+  if (has_isa(Isa::avx512))
+    for (const G2LCase& c : cases) test_g2l(kG2LAmx, "amx (emulated tiles)", true, c);
+  for (const int64_t k : {1, 3, 70}) test_topk(4, 70, k);
+  test_topk(1, 1, 1);
+  std::printf(failures ? "%d mismatches\n" : "all kernels agree\n", failures);
+  return failures != 0;
+}
