@@ -185,9 +185,10 @@ FORMS: list[dict[str, object]] = [
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_two_processes_equal_one(data: Path, tmp_path: Path, form: dict[str, object]) -> None:
-    """20 steps of the same global batch, gloo; fp32 within 1e-5.
+    """20 steps of the same global batch, gloo; fp32 within 1e-5, and 5e-5 for the key biases of the towers.
 
-    With the papers' eps of 1e-4: a key bias has gradient zero but for rounding, which a smaller eps blows up to lr.
+    Their gradient is zero but for rounding, which Adam divides by its own size: a smaller eps than the papers' 1e-4
+    would blow it up to lr.
     """
     config = tiny_config(data, form, epochs=4, lr=1e-3, eps=1e-4, eval_every=4)
     assert 4 * len(batch_sizes(40, 8, 2)) == 20
@@ -210,7 +211,8 @@ def test_two_processes_equal_one(data: Path, tmp_path: Path, form: dict[str, obj
         assert done.returncode == 0, done.stderr[-2000:]
     left, right = state(tmp_path / "one"), state(tmp_path / "two")
     for name, value in left.items():
-        torch.testing.assert_close(right[name], value, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        atol = 5e-5 if name.endswith("k_proj.bias") else 1e-5
+        torch.testing.assert_close(right[name], value, rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
     for log in ("train.csv", "dev.csv"):
         logs = [np.genfromtxt(tmp_path / run / "log" / log, delimiter=",", skip_header=1) for run in ("one", "two")]
         np.testing.assert_allclose(*logs, rtol=0, atol=1e-4)

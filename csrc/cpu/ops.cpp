@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include "g2l_backward_run.h"
 #include "g2l_run.h"
 #include "products.h"
 #include "topk.h"
@@ -109,6 +110,27 @@ Tensor g2l_pairs(const Tensor& query, const Tensor& key, const Tensor& value, co
   m3el::g2l_pairs(m3el::g2l_kernel(m3el::isa(), bf16), bf16, o.entities, o.mentions, left, right, mention.size(0),
                   torch_threads(), static_cast<float*>(out.mutable_data_ptr()));
   return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> g2l_backward(
+    const Tensor& gradient, const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& gate,
+    const Tensor& norm_weight, const Tensor& norm_bias, double eps, const std::optional<Tensor>& query_mask,
+    const std::optional<Tensor>& key_mask, bool bf16) {
+  const Operands o = g2l_operands(query, key, value, gate, norm_weight, norm_bias, eps, query_mask, key_mask);
+  const int64_t n = query.size(0), mentions = key.size(0), width = key.size(2);
+  check(gradient, "gradient", 2, ScalarType::Float);
+  STD_TORCH_CHECK(n > 0 && mentions > 0 && gradient.size(0) == mentions && gradient.size(1) == n,
+                  "gradient: expected one of every mention and entity");
+  Tensor of_query = torch::stable::new_empty(key, {n, query.size(1), width});
+  Tensor of_key = torch::stable::empty_like(key), of_value = torch::stable::empty_like(value);
+  Tensor of_gate = torch::stable::new_empty(key, {n, width});
+  Tensor of_weight = torch::stable::empty_like(norm_weight), of_bias = torch::stable::empty_like(norm_bias);
+  const auto target = [](Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); };
+  m3el::g2l_backward(m3el::g2l_backward_kernel(m3el::isa(), bf16), bf16, o.entities, n, o.mentions,
+                     data<float>(gradient), torch_threads(),
+                     {target(of_query), target(of_gate), target(of_key), target(of_value), target(of_weight),
+                      target(of_bias)});
+  return {of_query, of_key, of_value, of_gate, of_weight, of_bias};
 }
 
 const m3el::ProductsKernel& products_kernel() {
@@ -231,6 +253,7 @@ std::tuple<Tensor, Tensor> topk_merge(const Tensor& values, const Tensor& ids, c
 STABLE_TORCH_LIBRARY_IMPL(m3el_fast, CPU, m) {
   m.impl("g2l_scores", TORCH_BOX(&g2l_scores));
   m.impl("g2l_pairs", TORCH_BOX(&g2l_pairs));
+  m.impl("g2l_backward", TORCH_BOX(&g2l_backward));
   m.impl("inner_scores", TORCH_BOX(&inner_scores));
   m.impl("inner_pairs", TORCH_BOX(&inner_pairs));
   m.impl("dual_scores", TORCH_BOX(&dual_scores));

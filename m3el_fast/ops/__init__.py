@@ -3,7 +3,8 @@
 | op | reference | native: CPU, fp32 tensors |
 |---|---|---|
 | icl_loss, infonce_loss, mclet_loss | both variants, duplicates mask | - |
-| g2l_scores, g2l_pairs | mean, max and soft pooling, masks | mean pooling, masks, bf16 query and gate |
+| g2l_scores | mean, max and soft pooling, masks | mean pooling, masks, bf16 query and gate; gradient without rows |
+| g2l_pairs | mean, max and soft pooling, masks | mean pooling, masks, bf16 query and gate; forward |
 | cross_modal_context | bidirectional and T2V-only form | - |
 | inner_scores, inner_pairs, dual_scores, dual_pairs | yes | forward |
 | topk, topk_merge, rerank_topk | yes | forward |

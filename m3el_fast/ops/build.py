@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-INTERFACE = 2  # kInterface of csrc/native.cpp
+INTERFACE = 3  # kInterface of csrc/native.cpp
 
 _NOTE = Path(__file__).parents[1] / "_native_missing.txt"  # written by csrc/native_build.py
 

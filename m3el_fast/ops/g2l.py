@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from m3el_fast.ops import reference
+from m3el_fast.ops import g2l_autograd, reference  # noqa: F401  (the former registers the kernel's gradient)
 from m3el_fast.ops.checks import expect, expect_rows, shape
 from m3el_fast.ops.native import Backend, needs_gradient, not_cpu_fp32, use_native
 from m3el_fast.ops.reference import LayerNormWeights
@@ -43,9 +43,11 @@ def g2l_scores(
         norm: LayerNorm of the pooled context.
         pooling: of the entity's rows; mean runs without the product A V.
         query_mask [U, Le], key_mask [M, Lm]: bool, True = takes part; every row needs one True.
-        rows: [E] int64, the entities to score, rows of query and gate; None = all, E = U.
+        rows: [E] int64, the entities to score, rows of query and gate; None = all, E = U. With rows a gradient comes
+            from the reference.
         precision: of the products Q K^T and V_c gw (spec section 5.2): ``bf16`` rounds their operands, the key after
-            the softmax scale was folded into it, and sums in fp32; mean pooling only.
+            the softmax scale was folded into it, and sums in fp32; mean pooling only. The gradients' products are
+            rounded as well.
         backend: see the table in :mod:`m3el_fast.ops`.
 
     Returns:
@@ -57,7 +59,7 @@ def g2l_scores(
     _check(query, key, value, gate, query_mask, key_mask, pooling, precision)
     if rows is not None:
         expect_rows("rows", rows, query.shape[0])
-    if use_native(backend, _obstacle(query, key, value, gate, norm, pooling)):
+    if use_native(backend, _obstacle(query, key, value, gate, norm, pooling, has_gradient=rows is None)):
         operands = _native_operands(query, key, value, gate, norm, query_mask, key_mask)
         result: Tensor = torch.ops.m3el_fast.g2l_scores(*operands, rows, precision == "bf16")
         return result
@@ -93,7 +95,7 @@ def g2l_pairs(
     expect_rows("mention", mention, key.shape[0])
     expect_rows("entity", entity, query.shape[0])
     expect("entity", entity, tuple(mention.shape))
-    if use_native(backend, _obstacle(query, key, value, gate, norm, pooling)):
+    if use_native(backend, _obstacle(query, key, value, gate, norm, pooling, has_gradient=False)):
         operands = _native_operands(query, key, value, gate, norm, query_mask, key_mask)
         result: Tensor = torch.ops.m3el_fast.g2l_pairs(*operands, mention, entity, precision == "bf16")
         return result
@@ -153,16 +155,24 @@ def _in_blocks(
 
 
 def _obstacle(
-    query: Tensor, key: Tensor, value: Tensor, gate: Tensor, norm: LayerNormWeights, pooling: Pooling
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gate: Tensor,
+    norm: LayerNormWeights,
+    pooling: Pooling,
+    *,
+    has_gradient: bool,
 ) -> str | None:
     if pooling != "mean":
         return f"the kernel has no {pooling} pooling"
     if query.numel() == 0 or key.numel() == 0:
         return "the kernel takes no empty tensors"
     wide = [t for t in (query, gate) if t.dtype != torch.bfloat16]
-    return not_cpu_fp32(key, value, norm.weight, norm.bias, *wide) or needs_gradient(
-        query, key, value, gate, norm.weight, norm.bias
-    )
+    obstacle = not_cpu_fp32(key, value, norm.weight, norm.bias, *wide)
+    if obstacle is None and not has_gradient:
+        return needs_gradient(query, key, value, gate, norm.weight, norm.bias)
+    return obstacle
 
 
 def _native_operands(

@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "g2l_backward_run.h"
 #include "g2l_run.h"
 #include "products.h"
 #include "topk.h"
@@ -144,6 +145,44 @@ void test_g2l(const G2LKernel& kernel, const char* level, bool bf16, const G2LCa
   }
 }
 
+// The gradients against the difference of the scores between two points around the operands.
+void test_g2l_backward(const G2LBackwardKernel& kernel, const char* level, bool bf16, const G2LCase& c) {
+  const G2LData data(c);
+  G2LData up = data, down = data;
+  Random random;
+  const auto part = [](G2LData& d, int i) -> std::vector<float>& {
+    return *std::vector{&d.query, &d.gate, &d.key, &d.value, &d.weight, &d.bias}[i];
+  };
+  std::vector<std::vector<float>> found;
+  for (int i = 0; i < 6; ++i) {
+    found.emplace_back(part(up, i).size(), NAN);
+    for (std::size_t j = 0; j < found[i].size(); ++j) {
+      const float step = static_cast<float>(5e-4 * random.next());
+      part(up, i)[j] += step;
+      part(down, i)[j] -= step;
+    }
+  }
+  const std::vector<float> upstream = random.floats(c.m * c.e);
+  const uint8_t* query_mask = c.masked ? data.query_mask.data() : nullptr;
+  const uint8_t* key_mask = c.masked ? data.key_mask.data() : nullptr;
+  const G2LEntities entities{data.query.data(), data.gate.data(), query_mask, Format::f32, Format::f32, c.le, c.d,
+                             data.weight.data(), data.bias.data(), 1e-5f};
+  const G2LMentions mentions{data.key.data(), data.value.data(), key_mask, c.m, c.lm};
+  g2l_backward(kernel, bf16, entities, c.e, mentions, upstream.data(), three_threads(),
+               {found[0].data(), found[1].data(), found[2].data(), found[3].data(), found[4].data(), found[5].data()});
+  double expected = 0, product = 0, size = 1e-6;
+  for (int64_t m = 0; m < c.m; ++m)
+    for (int64_t e = 0; e < c.e; ++e) expected += upstream[m * c.e + e] * (up.score(c, m, e) - down.score(c, m, e));
+  for (int i = 0; i < 6; ++i)
+    for (std::size_t j = 0; j < found[i].size(); ++j) {
+      const double term = found[i][j] * (double{part(up, i)[j]} - part(down, i)[j]);
+      product += term;
+      size += term * term;
+    }
+  const double error = std::abs(product - expected) / std::sqrt(size);
+  expect(error <= (bf16 ? 1e-2 : 1e-5), "g2l_backward", level, error);
+}
+
 void test_products(const ProductsKernel& kernel, const char* level, int64_t m, int64_t n, int64_t d) {
   Random random;
   const std::vector<float> a = random.floats(m * (3 * d + 7)), b = random.floats(n * (3 * d + 7));
@@ -197,7 +236,10 @@ int main() {
       continue;
     }
     for (const G2LCase& c : cases)
-      for (const bool bf16 : {false, true}) test_g2l(g2l_kernel(isa, bf16), isa_name(isa), bf16, c);
+      for (const bool bf16 : {false, true}) {
+        test_g2l(g2l_kernel(isa, bf16), isa_name(isa), bf16, c);
+        test_g2l_backward(g2l_backward_kernel(isa, bf16), isa_name(isa), bf16, c);
+      }
     const ProductsKernel& products = isa >= Isa::avx512   ? kProductsAvx512
                                      : isa == Isa::avx2 ? kProductsAvx2
                                                         : kProductsScalar;
