@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,6 +67,35 @@ class TowerOutputs:
 
     def to(self, device: torch.device | str) -> TowerOutputs:
         return TowerOutputs(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+
+
+class Texts(NamedTuple):
+    """What the text tower reads of n texts: the first two of :class:`Inputs`."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+
+
+class Images(NamedTuple):
+    """What the vision tower reads of n images: the last two of :class:`Inputs`, one row per image."""
+
+    pixels: Tensor
+    image_index: Tensor
+
+
+class TextOutputs(NamedTuple):
+    """The text tower's outputs for n texts, as in :class:`TowerOutputs`."""
+
+    text_global: Tensor
+    text_local: Tensor
+    attention_mask: Tensor
+
+
+class ImageOutputs(NamedTuple):
+    """The vision tower's outputs for n images, as in :class:`TowerOutputs` but one row per image asked for."""
+
+    image_global: Tensor
+    image_local: Tensor
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from m3el_fast.data.tokenized import TokenizedSide
 from m3el_fast.dataset import Dataset, SplitName
+from m3el_fast.encode import Source
 from m3el_fast.encoder import Encoder
 from m3el_fast.errors import InputError
-from m3el_fast.features import Inputs, TowerOutputs
+from m3el_fast.features import ImageOutputs, TextOutputs, TowerOutputs
 from m3el_fast.files import replace_file
-from m3el_fast.index import Source
 from m3el_fast.models import MELModel
 
 _BLOCK = 128
@@ -56,7 +56,7 @@ class TowerStore:
         self, encoder: Encoder, source: TokenizedSide, folder: Path, fingerprint: str, progress: bool = True
     ) -> None:
         self.source, self.folder = source, folder
-        self.images = source.distinct_images()
+        self.distinct = source.distinct_images()
         self._arrays = self._open(encoder, fingerprint)
         self._fill(encoder.eval(), progress)
 
@@ -74,15 +74,18 @@ class TowerStore:
     def inputs(self, rows: Tensor, share: Tensor | None = None) -> TowerOutputs:
         """Tower outputs fp32 of the items ``rows`` [b] int64; ``share`` as in :meth:`TokenizedSide.inputs`."""
         used, index = self.source.image_rows(rows, share).unique(return_inverse=True)
-        places = torch.searchsorted(self.images, used)
-        return TowerOutputs(
-            self._gather("text_global", rows),
-            self._gather("text_local", rows),
-            self._gather("image_global", places),
-            self._gather("image_local", places),
-            index,
-            self.source.attention_mask[rows].long(),
-        )
+        text, image = self.texts(rows), self.images(used)
+        return TowerOutputs(text.text_global, text.text_local, *image, index, text.attention_mask)
+
+    def texts(self, rows: Tensor) -> TextOutputs:
+        """Tower outputs fp32 of the texts of the items ``rows`` [b] int64."""
+        mask = self.source.attention_mask[rows].long()
+        return TextOutputs(self._gather("text_global", rows), self._gather("text_local", rows), mask)
+
+    def images(self, keys: Tensor) -> ImageOutputs:
+        """Tower outputs fp32 of the images ``keys`` [u] int64, as in ``image_key``."""
+        places = torch.searchsorted(self.distinct, keys)
+        return ImageOutputs(self._gather("image_global", places), self._gather("image_local", places))
 
     def _gather(self, name: str, rows: Tensor) -> Tensor:
         return torch.from_numpy(self._arrays[name][rows.numpy()].astype(np.float32))
@@ -91,14 +94,14 @@ class TowerStore:
 
     def _open(self, encoder: Encoder, fingerprint: str) -> dict[str, NDArray[np.float16]]:
         """The mapped arrays; those of another encoder or other data are replaced."""
-        self._identity = {"encoder": fingerprint, "data": _digest_data(self.source, self.images)}
+        self._identity = {"encoder": fingerprint, "data": _digest_data(self.source, self.distinct)}
         if self._state().items() >= self._identity.items():
             return {name: np.load(self.folder / f"{name}.npy", mmap_mode="r+") for name in _ARRAYS}
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         one = torch.zeros(1, dtype=torch.int64)
         shapes = [output.shape[1:] for output in self._text(encoder, one) + self._image(encoder, one)]
-        counts = [len(self.source)] * 2 + [len(self.images)] * 2
+        counts = [len(self.source)] * 2 + [len(self.distinct)] * 2
         needed = sum(2 * count * math.prod(shape) for count, shape in zip(counts, shapes, strict=True))
         free = shutil.disk_usage(self.folder).free
         if needed > free:
@@ -115,7 +118,7 @@ class TowerStore:
         done = self._state()
         for kind, total, compute, names in (
             ("text", len(self.source), self._text, _ARRAYS[:2]),
-            ("image", len(self.images), self._image, _ARRAYS[2:]),
+            ("image", len(self.distinct), self._image, _ARRAYS[2:]),
         ):
             start = int(done[kind])
             title = f"encoding {self.folder.name} {kind}s"
@@ -139,18 +142,13 @@ class TowerStore:
 
     def _text(self, encoder: Encoder, rows: Tensor) -> list[Tensor]:
         device = next(encoder.parameters()).device
-        ids, mask = self.source.input_ids[rows].long(), self.source.attention_mask[rows].long()
-        return list(encoder.model.text(ids.to(device), mask.to(device)))
+        return list(encoder.model.text(*(tensor.to(device) for tensor in self.source.texts(rows))))
 
     def _image(self, encoder: Encoder, rows: Tensor) -> list[Tensor]:
         device = next(encoder.parameters()).device
-        images = self.images[rows]
-        pixels = self.source.cache.pixels(images[images >= 0])
-        # one token stands in for the texts that a batch of inputs also has
-        token = torch.zeros(len(rows), 1, dtype=torch.int64)
-        index = torch.arange(len(rows)) - int((images < 0).sum())
-        outputs = encoder.towers(Inputs(token, token + 1, pixels, index).to(device))
-        return [outputs.image_global[outputs.image_index], outputs.image_local[outputs.image_index]]
+        images = self.source.images(self.distinct[rows])
+        pixel_values, index = encoder.pixel_values(*(tensor.to(device) for tensor in images))
+        return [output[index] for output in encoder.model.image(pixel_values)]
 
     def _state(self) -> dict[str, str | int]:
         path = self.folder / "state.json"

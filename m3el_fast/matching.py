@@ -19,6 +19,7 @@ from m3el_fast.features import FeatureDims, Features, Scores
 from m3el_fast.ops import CrossModalWeights, DualWeights, LayerNormWeights, Precision
 
 Vectors = dict[str, Tensor]
+Role = Literal["entity", "mention"]
 
 
 @dataclass(frozen=True)
@@ -169,18 +170,34 @@ class CrossModal(nn.Module):
             None if self.fusion is None else self.fusion.bias,
         )
 
-    def contexts(self, features: Features) -> Vectors:
-        """``features`` after the matcher's LayerNorms; image rows are gathered per item."""
-        weights, side = self.weights(), {}
+    def image_context(self, glob: Tensor, local: Tensor) -> Vectors:
+        """What the contexts need of u images: ``local`` [u, Lv, d] for T2V, ``global`` [u, d] for V2T."""
+        context: Vectors = {}
+        if self.t2v:
+            context["local"] = self.image(local)
+        if self.v2t:
+            context["global"] = self.image(glob)
+        return context
+
+    def text_context(self, glob: Tensor, local: Tensor) -> Vectors:
+        """What the contexts need of n texts: ``global`` [n, d] for T2V, ``local`` [n, Lt, d] for V2T."""
+        context: Vectors = {}
         if self.t2v:
             assert self.text is not None
-            local = _per_item(self.image(features.image_local), features.image_index)
-            side["t2v"] = ops.cross_modal_context(self.text(features.text_global), local, weights)
+            context["global"] = self.text(glob)
         if self.v2t:
-            glob = _per_item(self.image(features.image_global), features.image_index)
             text = self.text_local or self.text
             assert text is not None
-            side["v2t"] = ops.cross_modal_context(glob, text(features.text_local), weights)
+            context["local"] = text(local)
+        return context
+
+    def contexts(self, text: Mapping[str, Tensor], image: Mapping[str, Tensor]) -> Vectors:
+        """``t2v`` and ``v2t`` of n items from what the two methods above give, one row per item in each."""
+        weights, side = self.weights(), {}
+        if self.t2v:
+            side["t2v"] = ops.cross_modal_context(text["global"], image["local"], weights)
+        if self.v2t:
+            side["v2t"] = ops.cross_modal_context(image["global"], text["local"], weights)
         return side
 
 
@@ -277,9 +294,17 @@ class GatedFusion(nn.Module):
         self.gate = nn.Linear(d, 1)
         self.norm = nn.LayerNorm(d)
 
-    def contexts(self, features: Features) -> Vectors:
-        t = self.text(features.text_global)
-        patches = _per_item(self.image(features.image_local), features.image_index)
+    def image_context(self, glob: Tensor, local: Tensor) -> Vectors:
+        """What the context needs of u images: ``local`` [u, Lv, d]."""
+        return {"local": self.image(local)}
+
+    def text_context(self, glob: Tensor, local: Tensor) -> Vectors:
+        """What the context needs of n texts: ``global`` [n, d]."""
+        return {"global": self.text(glob)}
+
+    def contexts(self, text: Mapping[str, Tensor], image: Mapping[str, Tensor]) -> Vectors:
+        """``t2v`` of n items from what the two methods above give, one row per item in each."""
+        t, patches = text["global"], image["local"]
         attention = (patches @ t[:, :, None]).softmax(dim=1)
         context = (attention.transpose(1, 2) @ patches)[:, 0]
         return {"t2v": self.norm(t * self.gate(t).tanh() + context)}
@@ -309,26 +334,54 @@ class Matcher(nn.Module):
         """All that scores need of the mentions; independent of the entities."""
         return self._side(features, "mention")
 
-    def _side(self, features: Features, role: Literal["entity", "mention"]) -> Side:
-        f = Features(
-            self.text_global_norm(features.text_global),
-            self.text_local_norm(features.text_local),
-            self.image_global_norm(features.image_global),
-            self.image_local_norm(features.image_local),
-            features.image_index,
-            features.text_mask if self.token_mask else None,
-        )
-        item: Vectors = {}
+    def image_part(self, glob: Tensor, local: Tensor, role: Role) -> tuple[Vectors, Vectors]:
+        """What u images determine without a text.
+
+        Args:
+            glob: [u, dv]; local: [u, Lv, dv]: the image features of :class:`Features`.
+
+        Returns:
+            ``visual`` of :class:`Side`, and what :meth:`cross_part` needs of these images; [u, ...] each.
+        """
+        glob, local = self.image_global_norm(glob), self.image_local_norm(local)
         visual: Vectors = {}
-        if self.text is not None:
-            text_side = self.text.entity if role == "entity" else self.text.mention
-            item |= {f"text.{k}": v for k, v in text_side(f.text_global, f.text_local, f.text_mask).items()}
         if self.image is not None:
-            image_side = self.image.entity if role == "entity" else self.image.mention
-            visual = image_side(f.image_global, f.image_local)
-        if self.cross is not None:
-            item |= {f"cross.{k}": v for k, v in self.cross.contexts(f).items()}
-        return Side(item, visual, f.image_index)
+            visual = (self.image.entity if role == "entity" else self.image.mention)(glob, local)
+        return visual, {} if self.cross is None else self.cross.image_context(glob, local)
+
+    def text_part(self, glob: Tensor, local: Tensor, mask: Tensor | None, role: Role) -> tuple[Vectors, Vectors]:
+        """What n texts determine without an image.
+
+        Args:
+            glob: [n, dt]; local: [n, Lt, text width]; mask: [n, Lt] bool or None: as in :class:`Features`.
+
+        Returns:
+            ``text.*`` of ``item`` of :class:`Side`, and what :meth:`cross_part` needs of these texts; [n, ...] each.
+        """
+        glob, local = self.text_global_norm(glob), self.text_local_norm(local)
+        text: Vectors = {}
+        if self.text is not None:
+            side = self.text.entity if role == "entity" else self.text.mention
+            text = {f"text.{k}": v for k, v in side(glob, local, mask if self.token_mask else None).items()}
+        return text, {} if self.cross is None else self.cross.text_context(glob, local)
+
+    def cross_part(self, text: Mapping[str, Tensor], image: Mapping[str, Tensor]) -> Vectors:
+        """The ``cross.*`` of ``item`` of :class:`Side` for n items.
+
+        Args:
+            text: from :meth:`text_part`; image: from :meth:`image_part`; one row per item in both.
+        """
+        if self.cross is None:
+            return {}
+        return {f"cross.{k}": v for k, v in self.cross.contexts(text, image).items()}
+
+    def _side(self, features: Features, role: Role) -> Side:
+        visual, image = self.image_part(features.image_global, features.image_local, role)
+        item, text = self.text_part(features.text_global, features.text_local, features.text_mask, role)
+        index = features.image_index
+        if index is not None:
+            image = {name: tensor[index] for name, tensor in image.items()}
+        return Side(item | self.cross_part(text, image), visual, index)
 
     def score(self, mentions: Side, entities: Side) -> Scores:
         """Scores [M, E] of all pairs of the two sides."""
@@ -405,7 +458,3 @@ def _mean(scores: list[Tensor]) -> Tensor:
 def unit(item: Mapping[str, Tensor], name: str) -> Vectors:
     """The tensors of one unit (``text`` or ``cross``) under their names within it."""
     return {key.removeprefix(f"{name}."): tensor for key, tensor in item.items() if key.startswith(f"{name}.")}
-
-
-def _per_item(rows: Tensor, index: Tensor | None) -> Tensor:
-    return rows if index is None else rows[index]

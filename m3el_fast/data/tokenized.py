@@ -11,7 +11,7 @@ from torch import Tensor
 
 from m3el_fast.data.batching import collate
 from m3el_fast.data.cache import ImageCache
-from m3el_fast.features import Inputs
+from m3el_fast.features import Images, Inputs, Texts
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
 
@@ -53,8 +53,16 @@ class TokenizedSide:
     def inputs(self, rows: Tensor, share: Tensor | None = None) -> Inputs:
         """The items ``rows`` [b] int64. ``share`` [b] in [0, 1) draws from each item's images (training); None = the
         first (evaluation)."""
-        images = self.image_rows(rows, share)
-        return collate(self.input_ids[rows].long(), self.attention_mask[rows].long(), images, self.cache)
+        return collate(*self.texts(rows), self.image_rows(rows, share), self.cache)
+
+    def texts(self, rows: Tensor) -> Texts:
+        """The texts of the items ``rows`` [b] int64."""
+        return Texts(self.input_ids[rows].long(), self.attention_mask[rows].long())
+
+    def images(self, keys: Tensor) -> Images:
+        """The images ``keys`` [u] int64, as in :attr:`image_key`."""
+        there = keys >= 0
+        return Images(self.cache.pixels(keys[there]), (there.cumsum(0) - 1).masked_fill(~there, -1))
 
     def image_rows(self, rows: Tensor, share: Tensor | None = None) -> Tensor:
         """Cache rows [b] int64 of the images of the items ``rows``, -1 = none; ``share`` as in :meth:`inputs`."""

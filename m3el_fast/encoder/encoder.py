@@ -134,14 +134,19 @@ class Encoder(nn.Module):
     def towers(self, inputs: Inputs) -> TowerOutputs:
         """Both towers, each called once and each distinct image encoded once."""
         text_global, text_local = self.model.text(inputs.input_ids, inputs.attention_mask)
-        pixel_values, index = self.normalise(inputs.pixels), inputs.image_index
-        absent = index < 0
-        if absent.any():
-            # "No image" is one more image, all zero after normalisation (spec section 1).
-            pixel_values = torch.cat([pixel_values, pixel_values.new_zeros(1, *pixel_values.shape[1:])])
-            index = index.masked_fill(absent, len(pixel_values) - 1)
+        pixel_values, index = self.pixel_values(inputs.pixels, inputs.image_index)
         image_global, image_local = self.model.image(pixel_values)
         return TowerOutputs(text_global, text_local, image_global, image_local, index, inputs.attention_mask)
+
+    def pixel_values(self, pixels: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
+        """What the vision tower reads, [u, 3, S, S], and each item's row in it; arguments as in :class:`Inputs`."""
+        pixel_values = self.normalise(pixels)
+        absent = image_index < 0
+        if not absent.any():
+            return pixel_values, image_index
+        # "No image" is one more image, all zero after normalisation (spec section 1).
+        pixel_values = torch.cat([pixel_values, pixel_values.new_zeros(1, *pixel_values.shape[1:])])
+        return pixel_values, image_index.masked_fill(absent, len(pixel_values) - 1)
 
     def project(self, towers: TowerOutputs) -> Features:
         """Features at the matcher's widths; those of images stay one row per distinct image."""
