@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": "rank a split's mentions against the whole knowledge base",
     "link": "link mentions of a JSON-lines file to entities",
     "info": "what the native part is and can do on this machine",
+    "index": "make an index of a knowledge base, change it, look at it",
     "data": "check a data set, or write the sample set",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,9 +16,9 @@ from m3el_fast.data.augment import kb_mentions
 from m3el_fast.data.cache import ImageCache
 from m3el_fast.data.layout import KnowledgeBase, Mention, entity_text, mention_text, read_kb, read_mentions
 from m3el_fast.data.tokenized import TokenizedSide
+from m3el_fast.encode import Source
 from m3el_fast.encoder import Encoder
 from m3el_fast.errors import InputError
-from m3el_fast.index import Source
 
 SplitName = Literal["train", "dev", "test"]
 
@@ -76,7 +76,10 @@ def load_dataset(
             ``config.strict_images`` a missing or unreadable image.
     """
     kb = read_kb(folder, config.entity_text)
-    read = {name: _with_gold(_mentions(config, folder, kb, name), kb, name, config.strict) for name in splits}
+    read = {
+        name: _with_gold(_mentions(config, folder, kb, name), kb.row, f"{folder}, split {name}", config.strict)
+        for name in splits
+    }
     paths = [path for entity in kb.entities for path in entity.images]
     paths += [m.image for mentions, *_ in read.values() for m in mentions if m.image is not None]
     cache = open_images(paths, encoder, config.strict_images, progress)
@@ -85,6 +88,19 @@ def load_dataset(
     for name, (mentions, gold, nil, absent) in read.items():
         ready[name] = Split(mentions, mention_source(mentions, encoder, cache), gold, nil, absent)
     return Dataset(kb, entities, ready, cache.report.summary())
+
+
+def load_split(
+    config: DataConfig, folder: Path, encoder: Encoder, name: SplitName, row: Mapping[str, int]
+) -> tuple[Split, str]:
+    """One split without the KB, against entities whose ids and rows are known (those of an index), and how many of its
+    images could not be used, as in :class:`Dataset`. Raises as :func:`load_dataset`.
+    """
+    mentions, gold, nil, absent = _with_gold(read_mentions(folder, name), row, f"{folder}, split {name}", config.strict)
+    paths = [mention.image for mention in mentions if mention.image is not None]
+    cache = open_images(paths, encoder, config.strict_images, progress=True)
+    split = Split(mentions, mention_source(mentions, encoder, cache), gold, nil, absent)
+    return split, cache.report.summary()
 
 
 def open_images(paths: Sequence[Path], encoder: Encoder, strict: bool, progress: bool) -> ImageCache:
@@ -113,15 +129,15 @@ def _mentions(config: DataConfig, folder: Path, kb: KnowledgeBase, split: SplitN
 
 
 def _with_gold(
-    mentions: list[Mention], kb: KnowledgeBase, split: str, strict: bool
+    mentions: list[Mention], row: Mapping[str, int], where: str, strict: bool
 ) -> tuple[list[Mention], Tensor, int, int]:
-    kept = [m for m in mentions if m.answer is not None and m.answer in kb.row]
+    kept = [m for m in mentions if m.answer is not None and m.answer in row]
     nil = sum(m.answer is None for m in mentions)
     absent = len(mentions) - nil - len(kept)
     if strict and absent:
-        first = next(m for m in mentions if m.answer is not None and m.answer not in kb.row)
+        first = next(m for m in mentions if m.answer is not None and m.answer not in row)
         expected = "an answer that is in kb_entity.json or nil"
-        raise InputError(f"{kb.root}, split {split}, mention {first.id}", expected, f"{first.answer} ({absent} such)")
+        raise InputError(f"{where}, mention {first.id}", expected, f"{first.answer} ({absent} such)")
     if not kept:
-        raise InputError(f"{kb.root}, split {split}", "a mention whose answer is in the KB", f"none of {len(mentions)}")
-    return kept, torch.tensor([kb.row[m.answer] for m in kept if m.answer is not None]), nil, absent
+        raise InputError(where, "a mention whose answer is in the KB", f"none of {len(mentions)}")
+    return kept, torch.tensor([row[m.answer] for m in kept if m.answer is not None]), nil, absent

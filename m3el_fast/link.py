@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,99 +20,183 @@ from m3el_fast.evaluate import checkpoint_data
 from m3el_fast.files import replace_file, require_file_target
 from m3el_fast.index import EntityIndex
 from m3el_fast.models import MELModel, load_model
-from m3el_fast.scorer import Scorer
+from m3el_fast.scorer import Scorer, TopK
 
 COMPONENTS = ("text", "image", "t2v", "v2t")
 
 _BLOCK = 256
 
 
+@dataclass(frozen=True)
+class Request:
+    """A mention to link; ``where`` it was given, and the ids of the ``candidates`` to choose from (None = all)."""
+
+    where: str
+    mention: Mention
+    candidates: list[str] | None
+
+
 class Linker:
-    """Links mentions to the entities of one KB; encodes the KB when it is made.
+    """Links mentions to the entities of one KB.
 
     Args:
         model: a trained model.
-        kb: the entities.
+        kb: the entities, which are encoded here; or
+        index: the entities encoded before, with this model.
         strict_images: a missing or unreadable image, of an entity or a mention, is an error.
         progress: show progress bars.
+
+    Raises:
+        InputError: not one of ``kb`` and ``index``, the index is of another model, or an image cannot be used.
     """
 
     def __init__(
-        self, model: MELModel, kb: KnowledgeBase, *, strict_images: bool = False, progress: bool = False
+        self,
+        model: MELModel,
+        kb: KnowledgeBase | None = None,
+        *,
+        index: EntityIndex | None = None,
+        strict_images: bool = False,
+        progress: bool = False,
     ) -> None:
-        self.model, self.kb, self.strict_images, self.progress = model.eval(), kb, strict_images, progress
-        cache = open_images([p for e in kb.entities for p in e.images[:1]], model.encoder, strict_images, progress)
-        first_image = [type(e)(e.qid, e.name, e.attr, e.desc, e.images[:1]) for e in kb.entities]
-        source = kb_source(KnowledgeBase(kb.root, first_image), model.config.data, model.encoder, cache)
-        self.index = EntityIndex.build(model, source, progress=progress)
-        self.scorer = Scorer(model, self.index)
+        if kb is not None and index is not None:
+            raise InputError("linker", "either a KB or an index", "both")
+        self.model, self.strict_images, self.progress = model.eval(), strict_images, progress
+        self.images = ImageReport()
+        if index is None:
+            if kb is None:
+                raise InputError("linker", "either a KB or an index", "neither")
+            index = self._encode(kb)
+        self.index = index
+        self.scorer = Scorer(model, index)
+
+    def _encode(self, kb: KnowledgeBase) -> EntityIndex:
+        encoder, strict, progress = self.model.encoder, self.strict_images, self.progress
+        cache = open_images([p for e in kb.entities for p in e.images[:1]], encoder, strict, progress)
         self.images = cache.report
+        first_image = [type(e)(e.qid, e.name, e.attr, e.desc, e.images[:1]) for e in kb.entities]
+        source = kb_source(KnowledgeBase(kb.root, first_image), self.model.config.data, encoder, cache)
+        ids, names = [e.qid for e in kb.entities], [e.name for e in kb.entities]
+        return EntityIndex.build(self.model, source, ids=ids, names=names, progress=progress)
 
     @classmethod
-    def from_pretrained(cls, checkpoint: str | Path, kb: str | Path | None = None, **options: Any) -> Linker:
-        """Load a checkpoint (folder or Hub name) and a KB folder in the MIMIC layout; default: the training KB.
+    def from_pretrained(
+        cls,
+        checkpoint: str | Path,
+        kb: str | Path | None = None,
+        *,
+        index: str | Path | None = None,
+        **options: Any,
+    ) -> Linker:
+        """Load a checkpoint (folder or Hub name) and a KB folder in the MIMIC layout (default: the training KB), or
+        in its place the folder of an index.
 
         Raises:
-            InputError: the checkpoint or the KB cannot be used.
+            InputError: the checkpoint, the KB or the index cannot be used, or there are both.
         """
+        if kb is not None and index is not None:
+            raise InputError("linker", "either a KB or an index", "both")
         model = load_model(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+        if index is not None:
+            return cls(model, index=EntityIndex.open(Path(index), model), **options)
         folder = checkpoint_data(model.config.data, None if kb is None else str(kb), "kb")
         return cls(model, read_kb(folder, model.config.data.entity_text), **options)
 
-    def link(self, mentions: Sequence[Mapping[str, Any]], k: int = 10) -> list[list[dict[str, Any]]]:
-        """The k best entities of each mention, best first (all of them where the KB has fewer).
+    def link(
+        self,
+        mentions: Sequence[Mapping[str, Any]],
+        k: int = 10,
+        candidates: Sequence[Sequence[str] | None] | None = None,
+    ) -> list[list[dict[str, Any]]]:
+        """The k best entities of each mention, best first (all of them where there are fewer).
 
         Args:
             mentions: mappings with ``mention`` (the name as it stands in the text), ``sentence`` and, if there is one,
-                ``image`` (a path).
+                ``image`` (a path); ``candidates`` (ids of entities) limits the choice to them.
             k: how many.
+            candidates: for each mention the ids to choose from, in place of the mappings' own; None = all entities.
 
         Returns:
             For each mention dicts with ``id``, ``name``, ``score`` (union) and ``components``: the scores ``text``,
             ``image``, ``t2v`` and ``v2t`` (None where the model's form lacks one).
 
         Raises:
-            InputError: a mention lacks a field or has one of the wrong type; k is not positive; with
-                ``strict_images`` an image cannot be used.
+            InputError: a mention lacks a field or has one of the wrong type; a candidate is not among the entities; k
+                is not positive; with ``strict_images`` an image cannot be used.
         """
         if k < 1:
             raise InputError("k", "at least 1", k)
-        records = [parse_mention(record, f"mentions, record {i}") for i, record in enumerate(mentions, 1)]
-        return self._link(records, k)[0]
+        if candidates is not None:
+            if len(candidates) != len(mentions):
+                raise InputError("candidates", f"one list of ids for each of {len(mentions)} mentions", len(candidates))
+            mentions = [
+                {**record, "candidates": own} if isinstance(record, Mapping) else record
+                for record, own in zip(mentions, candidates, strict=True)
+            ]
+        requests = [parse_request(record, f"mentions, record {i}") for i, record in enumerate(mentions, 1)]
+        return self._link(requests, k)[0]
 
-    def _link(self, records: list[Mention], k: int) -> tuple[list[list[dict[str, Any]]], ImageReport]:
-        paths = [m.image for m in records if m.image is not None]
+    def _link(self, requests: list[Request], k: int) -> tuple[list[list[dict[str, Any]]], ImageReport]:
+        self._refuse_unknown(requests)
+        paths = [request.mention.image for request in requests if request.mention.image is not None]
         cache = open_images(paths, self.model.encoder, self.strict_images, False)
-        links: list[list[dict[str, Any]]] = []
-        bar = tqdm(total=len(records), desc="linking", unit="mention", disable=not self.progress, leave=False)
+        links: list[list[dict[str, Any]]] = [[] for _ in requests]
+        bar = tqdm(total=len(requests), desc="linking", unit="mention", disable=not self.progress, leave=False)
         with bar, torch.inference_mode():
-            for start in range(0, len(records), _BLOCK):
-                source = mention_source(records[start : start + _BLOCK], self.model.encoder, cache)
-                inputs = source.inputs(torch.arange(len(source))).to(self.model.device)
-                best = self.scorer.topk(self.model.mention_side(inputs), min(k, len(self.kb)))
-                links += [self._answers(i, best.rows, best.scores) for i in range(len(source))]
-                bar.update(len(source))
+            for limited in (False, True):
+                places = [i for i, request in enumerate(requests) if (request.candidates is not None) == limited]
+                for start in range(0, len(places), _BLOCK):
+                    block = places[start : start + _BLOCK]
+                    source = mention_source([requests[i].mention for i in block], self.model.encoder, cache)
+                    side = self.model.mention_side(source.inputs(torch.arange(len(block))).to(self.model.device))
+                    own = [requests[i].candidates or [] for i in block] if limited else None
+                    best = self.scorer.topk(side, min(k, len(self.index)), own)
+                    for number, i in enumerate(block):
+                        links[i] = self._answers(number, best)
+                    bar.update(len(block))
         return links, cache.report
 
-    def _answers(self, mention: int, rows: torch.Tensor, scores: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
+    def _refuse_unknown(self, requests: list[Request]) -> None:
+        given = [(request.where, one) for request in requests for one in request.candidates or ()]
+        unknown = (self.index.find([one for _, one in given]) < 0).nonzero()[:, 0]
+        if len(unknown):
+            where, one = given[int(unknown[0])]
+            raise InputError(f"{where}, field candidates", "ids of entities to link to", repr(one))
+
+    def _answers(self, mention: int, best: TopK) -> list[dict[str, Any]]:
         answers = []
-        for place, row in enumerate(rows[mention].tolist()):
-            entity = self.kb.entities[row]
-            found = {name: float(score[mention, place]) for name, score in scores.items()}
-            components = {name: found.get(name) for name in COMPONENTS}
-            answers.append({"id": entity.qid, "name": entity.name, "score": found["union"], "components": components})
+        for place, row in enumerate(best.rows[mention].tolist()):
+            if row >= 0:
+                found = {name: float(score[mention, place]) for name, score in best.scores.items()}
+                components = {name: found.get(name) for name in COMPONENTS}
+                entity = {"id": self.index.ids[row], "name": self.index.names[row]}
+                answers.append({**entity, "score": found["union"], "components": components})
         return answers
+
+
+def parse_request(record: object, where: str, folder: Path | None = None) -> Request:
+    """Check one mention given by a caller, as :func:`parse_mention`, and its candidates."""
+    mention = parse_mention(record, where, folder)
+    assert isinstance(record, Mapping)
+    candidates = record.get("candidates")
+    if candidates is not None and (
+        isinstance(candidates, str)
+        or not isinstance(candidates, Sequence)
+        or not all(isinstance(one, str) for one in candidates)
+    ):
+        got = json.dumps(candidates, default=str)
+        raise InputError(f"{where}, field candidates", "a list of ids, each a string", got)
+    return Request(where, mention, None if candidates is None else list(candidates))
 
 
 def parse_mention(record: object, where: str, folder: Path | None = None) -> Mention:
     """Check one mention given by a caller; image paths are relative to ``folder``."""
     if not isinstance(record, Mapping):
         raise InputError(where, 'an object with "mention", "sentence" and perhaps "image"', type(record).__name__)
-    unknown = set(record) - {"mention", "sentence", "image", "id"}
+    unknown = set(record) - {"mention", "sentence", "image", "id", "candidates"}
     if unknown:
-        raise InputError(
-            where, 'the fields "mention", "sentence", "image" and "id"', ", ".join(sorted(map(str, unknown)))
-        )
+        expected = 'the fields "mention", "sentence", "image", "id" and "candidates"'
+        raise InputError(where, expected, ", ".join(sorted(map(str, unknown))))
     for field in ("mention", "sentence"):
         if not isinstance(record.get(field), str):
             raise InputError(f"{where}, field {field}", "a string", json.dumps(record.get(field), default=str))
@@ -131,7 +216,7 @@ def _image(image: object, where: str, folder: Path | None) -> Path | None:
     return path if folder is None else folder / path
 
 
-def read_jsonl(path: Path) -> list[tuple[dict[str, Any], Mention]]:
+def read_jsonl(path: Path) -> list[tuple[dict[str, Any], Request]]:
     """The records of a JSON Lines file and the mentions in them; blank lines are skipped."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -148,15 +233,18 @@ def read_jsonl(path: Path) -> list[tuple[dict[str, Any], Mention]]:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
                 raise InputError(f"{path}, line {number}", "a JSON object", str(error)) from None
-            records.append((record, parse_mention(record, f"{path}, line {number}", path.parent)))
+            records.append((record, parse_request(record, f"{path}, line {number}", path.parent)))
     return records
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="m3el link", description="Link mentions to the entities of a KB.")
     parser.add_argument("checkpoint", help="checkpoint folder or Hub name")
-    parser.add_argument("--kb", metavar="DIR", help="KB in the MIMIC layout (default: that of the training)")
-    parser.add_argument("--input", metavar="FILE", required=True, help='JSON Lines: {"mention", "sentence", "image"?}')
+    entities = parser.add_mutually_exclusive_group()
+    entities.add_argument("--kb", metavar="DIR", help="KB in the MIMIC layout (default: that of the training)")
+    entities.add_argument("--index", metavar="DIR", help="index to link to; no KB is read")
+    form = 'JSON Lines: {"mention", "sentence", "image"?, "candidates"?}; candidates are ids to choose from'
+    parser.add_argument("--input", metavar="FILE", required=True, help=form)
     parser.add_argument("--output", metavar="FILE", required=True, help="JSON Lines: each mention with its links")
     parser.add_argument("-k", type=int, default=10, help="links per mention (default 10)")
     parser.add_argument("--strict-images", action="store_true", help="a missing or unreadable image is an error")
@@ -166,8 +254,10 @@ def main(argv: list[str] | None = None) -> None:
 
     require_file_target(Path(args.output))
     records = read_jsonl(Path(args.input))
-    linker = Linker.from_pretrained(args.checkpoint, args.kb, strict_images=args.strict_images, progress=True)
-    links, images = linker._link([mention for _, mention in records], args.k)
+    linker = Linker.from_pretrained(
+        args.checkpoint, args.kb, index=args.index, strict_images=args.strict_images, progress=True
+    )
+    links, images = linker._link([request for _, request in records], args.k)
     # a lone surrogate, half of a character where a text was cut, is written as the escape that it was read from
     with (
         replace_file(Path(args.output)) as temporary,
@@ -175,7 +265,7 @@ def main(argv: list[str] | None = None) -> None:
     ):
         for (record, _), answers in zip(records, links, strict=True):
             out.write(json.dumps(record | {"links": answers}, ensure_ascii=False) + "\n")
-    print(f"{len(links)} mentions linked to {len(linker.kb)} entities: {args.output}")
+    print(f"{len(links)} mentions linked to {len(linker.index)} entities: {args.output}")
     for report in (linker.images, images):
         if report.summary():
             print(report.summary())

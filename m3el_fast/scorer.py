@@ -1,45 +1,116 @@
-"""A block of mentions against every entity of an index, streamed: ranks of the golds, and the best k."""
+"""Mentions against every entity of an index, streamed and exact: ranks of golds, the best k, scores."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from m3el_fast import ops
-from m3el_fast.features import Scores
+from m3el_fast.errors import InputError
 from m3el_fast.index import EntityIndex
-from m3el_fast.matching import Side
+from m3el_fast.matching import Side, Vectors
 from m3el_fast.models import MELModel
+from m3el_fast.scoring.identity import Identity
+from m3el_fast.scoring.margins import Margins, Stats
+from m3el_fast.scoring.pairs import PairScorer
+from m3el_fast.scoring.ranks import MarginTooSmall, RankCounter
+from m3el_fast.scoring.scan import Scanner
+from m3el_fast.scoring.selection import Selection, TopK, best
+
+__all__ = ["COMPONENTS", "Scorer", "Stats", "TopK"]
 
 COMPONENTS = ("union", "text", "image", "cross")
+"""Scores that golds are ranked by; a model's form may lack the last three."""
 
+Candidates = Sequence[Sequence[str]]
 
-@dataclass(frozen=True)
-class TopK:
-    """The best k entities of each mention.
+_MENTIONS = 64  # of a block: entity rows that a kernel repacked are used so many times
+_SAMPLE = 256  # pairs, at least, that the first margins come from
 
-    Attributes:
-        rows: [M, k] int64 rows of the index, best first, ties to the lower row.
-        scores: by component (``union``, ``text``, ``image``, ``t2v``, ``v2t`` where the model has it), [M, k].
-    """
-
-    rows: Tensor
-    scores: dict[str, Tensor]
+_Result = TypeVar("_Result")
 
 
 class Scorer:
-    """Exact scores of mentions against all entities of an index, in blocks; no [M, E] matrix is ever held.
+    """Scores of mentions against the entities of an index, in blocks: neither all pairs' scores nor pair tensors are
+    ever held, but where they are the result (:meth:`scores`, :meth:`components`).
+
+    With ``precision="exact"`` the KB is scanned with bf16 products where the machine is fastest with them, and whatever
+    lies within a margin of the score that decides (the k-th best, or the gold's) is settled: scored again in fp32 on
+    the stored features. The margin is 4 x the largest error of a sample; every settled pair is checked, and an error
+    beyond half the margin widens it and repeats the block of mentions. Results are those of fp32 arithmetic throughout,
+    and identical entities have bitwise identical scores.
+
+    May be called from several threads. ``mentions`` is always what ``model.mention_side`` gives for M mentions.
 
     Args:
         model: in evaluation mode; index: built with the same weights.
-        block: entities scored at a time.
+        precision: ``exact``; ``fp32`` scans with fp32 products too; ``bf16`` settles in bf16 what a rounding of fp32
+            could change, so that its errors, about 2^-9 of the attention's logits, stay in the results.
+        device: where blocks are scored; None = the model's.
+        block: entities scanned at a time; None = by the number of mentions.
+
+    Raises:
+        InputError: the index is of another model, or an option is unknown.
     """
 
-    def __init__(self, model: MELModel, index: EntityIndex, block: int = 2048) -> None:
-        self.model, self.index, self.block = model, index, block
+    def __init__(
+        self,
+        model: MELModel,
+        index: EntityIndex,
+        precision: Literal["exact", "bf16", "fp32"] = "exact",
+        device: torch.device | str | None = None,
+        block: int | None = None,
+    ) -> None:
+        if precision not in ("exact", "bf16", "fp32"):
+            raise InputError("precision", "exact, bf16 or fp32", precision)
+        if block is not None and block < 1:
+            raise InputError("block", "at least 1", block)
+        index.check(model)
+        self.model, self.index, self.precision = model, index, precision
+        self.device = model.device if device is None else torch.device(device)
+        scanning = ops.scan_precision() if precision == "exact" else precision
+        settling: ops.Precision = "bf16" if precision == "bf16" else "fp32"
+        matcher = model.matcher
+        if self.device != model.device:
+            matcher = copy.deepcopy(matcher).to(self.device)
+        self._identity = Identity(matcher, index)
+        self._scanner = Scanner(matcher, index, scanning, self.device, block)
+        self._whole = Scanner(matcher, index, settling, self.device, block)
+        self._pairs = PairScorer(matcher, index, self._identity, settling, self.device)
+        self._margins = Margins(checked=precision != "bf16")
+
+    @property
+    def stats(self) -> Stats:
+        """Pairs scanned and scored again so far, errors seen and margins in use."""
+        return self._margins.stats()
+
+    @torch.inference_mode()
+    def topk(self, mentions: Side, k: int, candidates: Candidates | None = None) -> TopK:
+        """The k best entities of each of M mentions, with component scores.
+
+        Args:
+            candidates: for each mention the ids to choose from, all settled without a scan (ids may repeat, and count
+                once); None = all entities.
+
+        Raises:
+            InputError: k is not in 1..E, a candidate is not in the index, or a feature is not finite.
+        """
+        if not 1 <= k <= len(self.index):
+            raise InputError("k", f"1 to {len(self.index)} (the number of entities)", k)
+        rows = None if candidates is None else self._candidate_rows(candidates, _count(mentions))
+        parts: list[TopK] = []
+        for start, block in self._blocks(mentions):
+            if rows is None:
+                parts.append(self._until_margin_holds(partial(self._select, block, k)))
+            else:
+                parts.append(self._choose(block, k, rows[start : start + _count(block)]))
+        scores = {name: torch.cat([part.scores[name] for part in parts]) for name in parts[0].scores}
+        return TopK(torch.cat([part.rows for part in parts]), scores)
 
     @torch.inference_mode()
     def ranks(self, mentions: Side, gold: Tensor) -> dict[str, Tensor]:
@@ -47,61 +118,205 @@ class Scorer:
         (spec section 6).
 
         Args:
-            mentions: the mention side of M mentions; gold: [M] int64 rows of the index.
-        """
-        own = self._gold_scores(mentions, gold)
-        ranks = {name: torch.ones(len(gold), dtype=torch.float64) for name in own}
-        for start, scores in self._blocks(mentions):
-            columns = torch.arange(start, start + scores.union.shape[1])
-            for name, gold_score in own.items():
-                score = getattr(scores, name).cpu()
-                key = self.index.keys[name]
-                level = key[columns] == key[gold][:, None]  # the gold's equals, whatever rounding says
-                above = (score > gold_score[:, None]) & ~level
-                level = (level | (score == gold_score[:, None])) & (columns != gold[:, None])
-                ranks[name] += above.sum(dim=1) + level.sum(dim=1) / 2
-        return ranks
-
-    @torch.inference_mode()
-    def topk(self, mentions: Side, k: int) -> TopK:
-        """The k best entities of each of M mentions, with component scores.
+            gold: [M] int64 rows of the index.
 
         Raises:
-            ValueError: k is not in 1..E.
+            InputError: a gold is not a live row of the index, or a feature is not finite.
         """
-        if not 1 <= k <= len(self.index):
-            raise ValueError(f"k: expected 1 to {len(self.index)} (the number of entities), got {k}")
-        best: dict[str, Tensor] = {}
-        for start, scores in self._blocks(mentions):
-            new = {name: value.cpu() for name, value in vars(scores).items() if value is not None}
-            new["row"] = torch.arange(start, start + scores.union.shape[1]).expand_as(new["union"])
-            if best:
-                new = {name: torch.cat([best[name], value], dim=1) for name, value in new.items()}
-            order = ops.topk(new["union"], min(k, new["union"].shape[1]))[1]
-            best = {name: value.gather(1, order) for name, value in new.items()}
-        return TopK(best.pop("row"), best)
+        self._check_gold(gold, _count(mentions))
+        parts = [
+            self._until_margin_holds(partial(self._rank, block, gold[start : start + _count(block)]))
+            for start, block in self._blocks(mentions)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _blocks(self, mentions: Side) -> Iterator[tuple[int, Scores]]:
-        for start in range(0, len(self.index), self.block):
-            rows = slice(start, start + self.block)
-            yield start, self.model.matcher.score(mentions, self._entities(rows))
+    @torch.inference_mode()
+    def scores(self, mentions: Side) -> Tensor:
+        """Union scores [M, E] fp32 of all mentions and all E live entities, in the order of their rows.
 
-    def _gold_scores(self, mentions: Side, gold: Tensor) -> dict[str, Tensor]:
-        """Each mention's score with its own gold, by component, [M]: diagonals of small square blocks."""
-        parts: list[dict[str, Tensor]] = []
-        for start in range(0, len(gold), 16):
-            rows = torch.arange(start, min(start + 16, len(gold)))
-            scores = self.model.matcher.score(mentions.take(rows), self._entities(gold[rows]))
-            found = {name: getattr(scores, name) for name in COMPONENTS}
-            parts.append({name: score.diagonal().cpu() for name, score in found.items() if score is not None})
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+        In fp32 on the stored features (bf16 products with ``precision="bf16"``). Raises InputError as :meth:`topk`.
+        """
+        return self._matrix(mentions, ("union",))["union"]
 
-    def _entities(self, rows: Tensor | slice) -> Side:
-        side = self.index.side.take(rows)
-        device = self.model.device
-        index = None if side.image_index is None else side.image_index.to(device)
-        return Side(
-            {name: tensor.to(device) for name, tensor in side.item.items()},
-            {name: tensor.to(device) for name, tensor in side.visual.items()},
-            index,
-        )
+    @torch.inference_mode()
+    def components(self, mentions: Side, candidates: Candidates | None = None) -> dict[str, Tensor]:
+        """Scores fp32 by component: ``union``, ``text``, ``image``, ``cross``, ``t2v``, ``v2t`` where the model has it.
+
+        Args:
+            candidates: for each mention the ids to score; None = all entities.
+
+        Returns:
+            [M, E] as :meth:`scores`, or [M, C] in the order of the candidates, -inf behind a mention's last one.
+
+        Raises:
+            InputError: as :meth:`topk`.
+        """
+        if candidates is None:
+            return self._matrix(mentions, None)
+        rows = self._candidate_rows(candidates, _count(mentions))
+        width = max(map(len, rows), default=0)
+        parts: list[Vectors] = []
+        for start, block in self._blocks(mentions):
+            own = rows[start : start + _count(block)]
+            mention, row = _listed(own)
+            place = torch.cat([torch.arange(len(one)) for one in own]) if own else mention
+            blank = torch.full((len(own), width), -torch.inf)
+            scores = self._settled(block, mention, row)
+            parts.append({name: blank.index_put((mention, place), score) for name, score in scores.items()})
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    # -- one block of mentions ----------------------------------------------------------------------------------------
+
+    def _select(self, mentions: Side, k: int) -> TopK:
+        margin = self._margins.of("union")
+        selection = Selection(_count(mentions), k, margin)
+        # with k identical ones ahead of it, which win ties, an entity is not among the k best
+        eligible = self.index.live & (self._identity.occurrence < k)
+        for block in self._scanner.scan(mentions):
+            selection.offer(block.scores["union"], block.start, eligible[block.start : block.stop])
+            self._margins.count(scanned=block.scores["union"].numel())
+        mention, row, scanned = selection.entries()
+        scores = self._settled(mentions, mention, row)
+        if not self._margins.holds("union", margin, scanned, scores["union"].nan_to_num(nan=-torch.inf)):
+            raise MarginTooSmall
+        return best(mention, row, scores, _count(mentions), k)
+
+    def _choose(self, mentions: Side, k: int, rows: list[Tensor]) -> TopK:
+        mention, row = _listed([one.unique() for one in rows])
+        return best(mention, row, self._settled(mentions, mention, row), len(rows), k)
+
+    def _rank(self, mentions: Side, gold: Tensor) -> dict[str, Tensor]:
+        own = self._settled(mentions, torch.arange(len(gold)), gold)
+        counters = {name: self._counter(name, mentions, gold, own[name]) for name in COMPONENTS if name in own}
+        for block in self._scanner.scan(mentions):
+            rows = slice(block.start, block.stop)
+            live = self.index.live[rows].long()
+            for name, counter in counters.items():
+                if name == "image":
+                    assert block.distinct is not None
+                    weights = torch.zeros_like(block.images).index_add(0, block.place, live)
+                    counter.add(block.distinct, block.images, block.images, weights)
+                else:
+                    leader = self._identity.of(name)[rows]
+                    counter.add(block.scores[name], leader, leader, live)
+            self._margins.count(scanned=block.scores["union"].numel())
+        return {name: counter.ranks() for name, counter in counters.items()}
+
+    def _counter(self, name: str, mentions: Side, gold: Tensor, own: Tensor) -> RankCounter:
+        margin = self._margins.of(name)
+        keys = self.index.image_index if name == "image" else self._identity.of(name)
+        identical = keys[self.index.live].bincount(minlength=int(keys.max()) + 1)[keys[gold]]
+
+        def settle(mention: Tensor, unit: Tensor) -> Tensor:
+            self._margins.count(settled=len(unit))
+            if name == "image":
+                found = self._pairs.image(mentions, mention, unit)
+            else:
+                found = self._pairs.scores(mentions, mention, unit, name)[name]
+            return found.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+
+        def holds(scanned: Tensor, settled: Tensor) -> bool:
+            return self._margins.holds(name, margin, scanned, settled)
+
+        own = own.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        return RankCounter(own, keys[gold], identical, margin, settle, holds)
+
+    def _matrix(self, mentions: Side, names: tuple[str, ...] | None) -> dict[str, Tensor]:
+        """Scores [M, E] of all live entities, those of identical ones copied from their leader."""
+        parts: list[Vectors] = []
+        for _, side in self._blocks(mentions):
+            blocks = [{name: b.scores[name] for name in names or b.scores} for b in self._whole.scan(side)]
+            whole = {name: torch.cat([b[name] for b in blocks], dim=1) for name in blocks[0]}
+            live = self.index.live
+            parts.append({name: score[:, self._identity.of(name)[live]] for name, score in whole.items()})
+            self._margins.count(scanned=_count(side) * self.index.rows)
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    # -- margins ------------------------------------------------------------------------------------------------------
+
+    def _until_margin_holds(self, attempt: Callable[[], _Result]) -> _Result:
+        while True:
+            try:
+                return attempt()
+            except MarginTooSmall:
+                self._margins.count(repeats=1)
+
+    def _calibrate(self, mentions: Side) -> None:
+        """The first margins, from pairs spread over the first block of entities."""
+        block = next(self._scanner.scan(mentions))
+        count, width = block.scores["union"].shape
+        step = (width * count // max(_SAMPLE, 8 * count)) | 1  # odd, so that mentions meet different entities
+        pairs = torch.arange(0, count * width, step)
+        mention, column = pairs // width, pairs % width
+        settled = self._settled(mentions, mention, column + block.start)
+        settled = {name: settled[name] for name in COMPONENTS if name in settled}
+        self._margins.calibrate({name: block.scores[name][mention, column] for name in settled}, settled)
+
+    def _settled(self, mentions: Side, mention: Tensor, row: Tensor) -> Vectors:
+        self._margins.count(settled=len(row))
+        return self._pairs.scores(mentions, mention, row)
+
+    # -- what callers give --------------------------------------------------------------------------------------------
+
+    def _blocks(self, mentions: Side) -> Iterator[tuple[int, Side]]:
+        _check_finite(mentions)
+        for start in range(0, max(1, _count(mentions)), _MENTIONS):
+            part = mentions.take(slice(start, start + _MENTIONS))
+            index = torch.arange(_count(part)) if part.image_index is None else part.image_index
+            item, visual = (
+                {name: _working(tensor, self.device) for name, tensor in tensors.items()}
+                for tensors in (part.item, part.visual)
+            )
+            side = Side(item, visual, index.to(self.device))
+            if not self._margins.calibrated and _count(side):
+                self._calibrate(side)
+            yield start, side
+
+    def _candidate_rows(self, candidates: Candidates, mentions: int) -> list[Tensor]:
+        if len(candidates) != mentions:
+            raise InputError("candidates", f"one list of ids for each of {mentions} mentions", f"{len(candidates)}")
+        for number, ids in enumerate(candidates, 1):
+            if isinstance(ids, str) or not all(isinstance(one, str) for one in ids):
+                raise InputError(f"candidates, mention {number}", "a list of ids, each a string", repr(ids))
+        rows = self.index.find([one for ids in candidates for one in ids]).split([len(ids) for ids in candidates])
+        for number, (ids, own) in enumerate(zip(candidates, rows, strict=True), 1):
+            if (own < 0).any():
+                unknown = repr(ids[int((own < 0).nonzero()[0])])
+                raise InputError(f"candidates, mention {number}", "ids of entities in the index", unknown)
+        return list(rows)
+
+    def _check_gold(self, gold: Tensor, mentions: int) -> None:
+        if gold.shape != (mentions,):
+            raise InputError("gold", f"one row for each of {mentions} mentions", f"shape {tuple(gold.shape)}")
+        outside = (gold < 0) | (gold >= self.index.rows)
+        removed = ~self.index.live[gold.clamp(0, self.index.rows - 1)]
+        for wrong, got in ((outside, "no row of it"), (removed, "a removed entity")):
+            if wrong.any():
+                place = int(wrong.nonzero()[0])
+                expected = f"a row of the index, 0 to {self.index.rows - 1}"
+                raise InputError(f"gold, mention {place + 1}", expected, f"{int(gold[place])}, {got}")
+
+
+def _check_finite(mentions: Side) -> None:
+    for kind, tensors in (("mention", mentions.item), ("image", mentions.visual)):
+        for name, tensor in tensors.items():
+            wrong = ~tensor.flatten(1).isfinite().all(dim=1)
+            if wrong.any():
+                where = f"mentions, {kind} {int(wrong.nonzero()[0]) + 1}"
+                raise InputError(where, "finite features", f"NaN or infinity in {name}")
+
+
+def _working(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.to(device) if tensor.dtype == torch.bool else tensor.to(device, torch.float32)
+
+
+def _count(side: Side) -> int:
+    if side.image_index is not None:
+        return len(side.image_index)
+    return len(next(iter((side.item or side.visual).values())))
+
+
+def _listed(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mention and row [P] of lists of rows, one a mention."""
+    counts = torch.tensor([len(one) for one in rows], dtype=torch.int64)
+    return torch.arange(len(rows)).repeat_interleave(counts), torch.cat([torch.empty(0, dtype=torch.int64), *rows])

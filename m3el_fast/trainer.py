@@ -20,12 +20,14 @@ from tqdm import tqdm
 
 from m3el_fast.config import RunConfig, TrainConfig
 from m3el_fast.dataset import Dataset, Split
+from m3el_fast.encode import Source
 from m3el_fast.errors import InputError
 from m3el_fast.evaluate import rank_split
 from m3el_fast.files import replace_file
-from m3el_fast.index import EntityIndex, Source
+from m3el_fast.index import EntityIndex
 from m3el_fast.metrics import Metrics
 from m3el_fast.models import MELModel
+from m3el_fast.scorer import Scorer
 
 STATE_FILE = "state.pt"
 CHECKPOINT = "checkpoint"
@@ -244,7 +246,8 @@ def distributed_ranks(accelerator: Accelerator, model: MELModel, entities: Sourc
     progress = accelerator.is_main_process
     index = EntityIndex.build(model, entities, progress=progress)
     rows = torch.arange(len(split.gold))[accelerator.process_index :: accelerator.num_processes]
-    parts = [p for p in gather_object([rank_split(model, index, split, rows, progress)]) if p]
+    scorer = Scorer(model, index)
+    parts = [p for p in gather_object([rank_split(scorer, split, rows, progress)]) if p]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,12 @@ from m3el_fast import __main__ as dispatcher
 from m3el_fast import __version__
 from m3el_fast import evaluate as evaluate_module
 from m3el_fast.data.__main__ import main as data_main
+from m3el_fast.dataset import load_dataset
 from m3el_fast.errors import run_command
 from m3el_fast.evaluate import ROW_NAMES
 from m3el_fast.evaluate import main as evaluate
+from m3el_fast.index import EntityIndex
+from m3el_fast.models import load_model
 from m3el_fast.train import main as train
 from tiny import tiny_config
 from trained import Trained, failure, trained_in
@@ -85,6 +89,26 @@ def test_another_data_set(trained: Trained, tmp_path: Path, capsys: pytest.Captu
     (folder / "TINY_test.json").write_text(json.dumps(records[:3]))
     evaluate([trained.checkpoint, "--data", str(folder)])
     assert f"{folder}, test: 3 mentions; KB: 12 entities" in capsys.readouterr().out
+
+
+def test_an_index_in_place_of_encoding(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = load_model(trained.checkpoint)
+    data = load_dataset(model.config.data, trained.data, model.encoder, [], progress=False)
+    ids = [entity.qid for entity in data.kb.entities]
+    index = EntityIndex.build(model, data.entities, tmp_path / "index", ids=ids, progress=False)
+    evaluate([trained.checkpoint])
+    encoded = capsys.readouterr().out
+    evaluate([trained.checkpoint, "--index", str(tmp_path / "index")])
+    printed = capsys.readouterr().out
+    assert printed == encoded
+    assert re.search(
+        r"^\d[\d,]* pairs scanned, [\d,]+ scored again \(.*%\); union: largest error .*, margin ", printed, re.M
+    )
+    index.remove(["Q3"])
+    evaluate([trained.checkpoint, "--index", str(tmp_path / "index")])
+    assert "test: 22 mentions, left out: 1 nil, 3 not in the KB; KB: 11 entities" in capsys.readouterr().out
+    message = failure(evaluate, [trained.checkpoint, "--index", str(tmp_path / "none")], capsys)
+    assert message.startswith(f"{tmp_path / 'none'}: expected an entity index")
 
 
 def test_strict_names_the_mention(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:

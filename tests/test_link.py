@@ -15,6 +15,7 @@ from m3el_fast.data.layout import mention_text, read_kb
 from m3el_fast.dataset import kb_source, mention_source, open_images
 from m3el_fast.errors import InputError
 from m3el_fast.features import Scores
+from m3el_fast.index import EntityIndex
 from m3el_fast.link import COMPONENTS, Linker, parse_mention
 from m3el_fast.link import main as link
 from m3el_fast.models import load_model
@@ -93,15 +94,18 @@ def test_the_class_equals_the_command(trained: Trained, work: Path, linker: Link
     assert all(same(found, record["links"]) for found, record in zip(links, read(work), strict=True))
 
 
-def test_links_are_those_of_the_full_matrix(trained: Trained, work: Path, linker: Linker) -> None:
+def test_links_are_those_of_the_full_matrix(trained: Trained, work: Path) -> None:
     model, kb = load_model(trained.checkpoint), read_kb(trained.data, "attr")
     mentions = [parse_mention(record, "test") for record in in_folder(work)]
     paths = [path for e in kb.entities for path in e.images] + [m.image for m in mentions if m.image]
     cache = open_images(paths, model.encoder, True, False)
     with torch.inference_mode():
-        sides = [kb_source(kb, model.config.data, model.encoder, cache), mention_source(mentions, model.encoder, cache)]
+        source = kb_source(kb, model.config.data, model.encoder, cache)
+        sides = [source, mention_source(mentions, model.encoder, cache)]
         scores: Scores = model.matcher(*(model.features(side.inputs(torch.arange(len(side)))) for side in sides))
-    links = linker.link(in_folder(work), k=12)
+    ids = [entity.qid for entity in kb.entities]
+    index = EntityIndex.build(model, source, ids=ids, dtype="fp32", precision="fp32", progress=False)
+    links = Linker(model, index=index).link(in_folder(work), k=12)
     near = {"rel": 1e-4, "abs": 1e-4}  # fp32 in products of other shapes
     for i, found in enumerate(links):
         rows = [kb.row[answer["id"]] for answer in found]
@@ -134,6 +138,58 @@ def test_a_form_without_v2t_has_none(trained: Trained, tmp_path: Path) -> None:
         ((best,),) = Linker.from_pretrained(tmp_path / "checkpoint").link([{"mention": "Elm", "sentence": "x"}], k=1)
         lacking = {"v2t"} if model.get("type") else {"t2v", "v2t"}
         assert {name for name, score in best["components"].items() if score is None} == lacking
+
+
+CANDIDATES: list[list[str] | None] = [["Q3", "Q9", "Q3"], None, [], ["Q8", "Q9", "Q1", "Q2", "Q5"], ["Q11"]]
+
+
+def expected_of_candidates(linker: Linker, work: Path, k: int) -> list[Links]:
+    """From the links to all entities those to the candidates."""
+    everything = linker.link(in_folder(work), k=12)
+    limited = (
+        [link for link in links if own is None or link["id"] in own]
+        for links, own in zip(everything, CANDIDATES, strict=True)
+    )
+    return [links[:k] for links in limited]
+
+
+def test_candidates(trained: Trained, work: Path, linker: Linker) -> None:
+    expected = expected_of_candidates(linker, work, 4)
+    assert [len(links) for links in expected] == [2, 4, 0, 4, 1]
+    given = linker.link(in_folder(work), 4, CANDIDATES)
+    own = [
+        record if ids is None else record | {"candidates": ids}
+        for record, ids in zip(in_folder(work), CANDIDATES, strict=True)
+    ]
+    lines = [json.dumps(record | {"image": str(record.get("image") or "")}) for record in own]
+    (work / "mentions.jsonl").write_text("\n".join(lines))
+    link(link_arguments(trained, work, "-k", "4"))
+    written = read(work)
+    assert [record.get("candidates") for record in written] == CANDIDATES
+    for links in (given, linker.link(own, 4), [record["links"] for record in written]):
+        assert all(same(one, other) for one, other in zip(links, expected, strict=True))
+    # the argument takes the place of what the mappings say
+    assert all(
+        same(one, other)
+        for one, other in zip(linker.link(own, 4, [None] * 5), linker.link(in_folder(work), 4), strict=True)
+    )
+
+
+def test_an_index_in_place_of_a_kb(
+    trained: Trained, work: Path, linker: Linker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, kb = load_model(trained.checkpoint), read_kb(trained.data, "attr")
+    cache = open_images([path for e in kb.entities for path in e.images], model.encoder, True, False)
+    source = kb_source(kb, model.config.data, model.encoder, cache)
+    ids, names = [e.qid for e in kb.entities], [e.name for e in kb.entities]
+    EntityIndex.build(model, source, work / "index", ids=ids, names=names, progress=False)
+    link(link_arguments(trained, work, "--index", str(work / "index")))
+    assert capsys.readouterr().out.splitlines() == [f"5 mentions linked to 12 entities: {work / 'links.jsonl'}"]
+    expected = linker.link(in_folder(work))
+    opened = Linker.from_pretrained(trained.checkpoint, index=work / "index")
+    for links in ([record["links"] for record in read(work)], opened.link(in_folder(work))):
+        assert all(same(one, other) for one, other in zip(links, expected, strict=True))
+        assert [[link["name"] for link in one] for one in links] == [[link["name"] for link in one] for one in expected]
 
 
 def test_no_mentions(trained: Trained, work: Path, linker: Linker, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from m3el_fast import link as link_module
+from m3el_fast.data.layout import read_kb
+from m3el_fast.dataset import kb_source, open_images
 from m3el_fast.errors import InputError
+from m3el_fast.index import EntityIndex
 from m3el_fast.link import Linker
 from m3el_fast.link import main as link
 from tiny import tiny_config, tiny_model
@@ -47,7 +50,19 @@ BAD_LINES = {
     ),
     "unknown": (
         '{"mention": "x", "sentence": "x", "img": "a", "b": 1}',
-        ': expected the fields "mention", "sentence", "image" and "id", got b, img',
+        ': expected the fields "mention", "sentence", "image", "id" and "candidates", got b, img',
+    ),
+    "candidates": (
+        '{"mention": "x", "sentence": "x", "candidates": "Q1"}',
+        ', field candidates: expected a list of ids, each a string, got "Q1"',
+    ),
+    "candidate": (
+        '{"mention": "x", "sentence": "x", "candidates": ["Q1", 2]}',
+        ', field candidates: expected a list of ids, each a string, got ["Q1", 2]',
+    ),
+    "unknown-candidate": (
+        '{"mention": "x", "sentence": "x", "candidates": ["Q1", "Q12"]}',
+        ", field candidates: expected ids of entities to link to, got 'Q12'",
     ),
     "a-list": ('["x"]', ': expected an object with "mention", "sentence" and perhaps "image", got list'),
     "cut": ('{"mention": "x"', ": expected a JSON object, got Expecting ',' delimiter: line 1 column 16 (char 15)"),
@@ -80,6 +95,39 @@ def test_a_bad_record_in_python(trained: Trained) -> None:
         linker.link([good | {5: "x"}])  # type: ignore[dict-item]
     with pytest.raises(InputError, match=r"k: expected at least 1, got 0"):
         linker.link([good], k=0)
+    with pytest.raises(InputError, match=r"mentions, record 2, field candidates: expected ids .*, got 'Q12'"):
+        linker.link([good, good | {"candidates": ["Q12"]}])
+    with pytest.raises(InputError, match=r"mentions, record 1, field candidates: expected a list of ids.*, got 3"):
+        linker.link([good], candidates=[3])  # type: ignore[list-item]
+    with pytest.raises(InputError, match=r"candidates: expected one list of ids for each of 1 mentions, got 2"):
+        linker.link([good], candidates=[["Q1"], ["Q2"]])
+
+
+def test_a_kb_and_an_index(trained: Trained, work: Path) -> None:
+    linker = Linker.from_pretrained(trained.checkpoint)
+    with pytest.raises(InputError, match="linker: expected either a KB or an index, got both"):
+        Linker.from_pretrained(trained.checkpoint, trained.data, index=work)
+    with pytest.raises(InputError, match="linker: expected either a KB or an index, got both"):
+        Linker(linker.model, read_kb(trained.data, "attr"), index=linker.index)
+    with pytest.raises(InputError, match="linker: expected either a KB or an index, got neither"):
+        Linker(linker.model)
+
+
+def test_an_index_that_cannot_be_used(trained: Trained, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = link_arguments(trained, work, "--index", str(work / "none"))
+    message = failure(link, arguments, capsys)
+    assert message.startswith(f"{work / 'none'}: expected an entity index")
+    linker = Linker.from_pretrained(trained.checkpoint)
+    other = tiny_model(tiny_config(trained.data), seed=3)
+    kb = read_kb(trained.data, "attr")
+    cache = open_images([path for e in kb.entities for path in e.images], other.encoder, True, False)
+    source = kb_source(kb, other.config.data, other.encoder, cache)
+    EntityIndex.build(other, source, work / "other", progress=False)
+    message = failure(link, link_arguments(trained, work, "--index", str(work / "other")), capsys)
+    assert "model" in message
+    with pytest.raises(InputError, match="model"):
+        Linker(linker.model, index=EntityIndex.open(work / "other"))
+    assert not (work / "links.jsonl").exists()
 
 
 def test_an_input_file_that_cannot_be_read(trained: Trained, work: Path, capsys: pytest.CaptureFixture[str]) -> None:

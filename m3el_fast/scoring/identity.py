@@ -1,0 +1,74 @@
+"""Which entities of an index are identical, by component, so that they tie whatever rounding did to their scores."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from m3el_fast.index import EntityIndex
+from m3el_fast.matching import Matcher
+
+
+class Identity:
+    """Entities are identical in a component if all that it reads of them is equal: text, image, or both.
+
+    A *leader* is the lowest row, live or not, of those that are identical.
+    """
+
+    def __init__(self, matcher: Matcher, index: EntityIndex) -> None:
+        self._index = index
+        self._reads_text = matcher.text is not None or matcher.cross is not None
+        self._reads_image = matcher.image is not None or matcher.cross is not None
+
+    @cached_property
+    def text(self) -> Tensor:
+        """[rows] int64, the leader of each row by text alone."""
+        return _leaders(self._index.text_key)
+
+    @cached_property
+    def image(self) -> Tensor:
+        """[rows] int64, the leader of each row by image alone."""
+        return _leaders(self._index.image_index)
+
+    @cached_property
+    def both(self) -> Tensor:
+        """[rows] int64, the leader of each row by text and image."""
+        return _leaders(self._index.union_key)
+
+    @property
+    def union(self) -> Tensor:
+        """[rows] int64, the leader of each row by what the model's union score reads."""
+        if self._reads_text and self._reads_image:
+            return self.both
+        return self.text if self._reads_text else self.image
+
+    def of(self, component: str) -> Tensor:
+        """[rows] int64, the leader of each row in a component of the scores."""
+        own = {"text": "text", "image": "image", "union": "union"}
+        leaders: Tensor = getattr(self, own.get(component, "both"))
+        return leaders
+
+    @cached_property
+    def occurrence(self) -> Tensor:
+        """[rows] int64: how many earlier live rows are identical to each row in the union score."""
+        live = self._index.live.long()
+        order = self.union.argsort(stable=True)
+        earlier = live[order].cumsum(0) - live[order]
+        first = _starts(self.union[order])
+        before = earlier[first][first.long().cumsum(0) - 1]  # live rows ahead of each row's group
+        return torch.empty_like(order).index_put((order,), earlier - before)
+
+
+def _leaders(keys: Tensor) -> Tensor:
+    distinct, group = keys.unique(return_inverse=True)
+    first = torch.full((len(distinct),), len(keys)).scatter_reduce(0, group, torch.arange(len(keys)), "amin")
+    return first[group]
+
+
+def _starts(groups: Tensor) -> Tensor:
+    """[n] bool: where a run of equal values begins."""
+    starts = torch.ones_like(groups, dtype=torch.bool)
+    starts[1:] = groups[1:] != groups[:-1]
+    return starts
