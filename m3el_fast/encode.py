@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from m3el_fast.encoder.packed import pack, share
-from m3el_fast.features import ImageOutputs, Images, Inputs, TextOutputs, Texts, TowerOutputs
-from m3el_fast.matching import Vectors
+from m3el_fast.features import ImageOutputs, Images, Inputs, TextOutputs, Texts, TowerOutputs, Vectors
 from m3el_fast.models import MELModel
 
 Precision = Literal["auto", "fp32", "bf16"]

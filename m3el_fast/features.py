@@ -8,6 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+Vectors = dict[str, Tensor]
+"""Named tensors with one row per item, or per distinct image."""
+
 
 @dataclass(frozen=True)
 class FeatureDims:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from m3el_fast import ops
 from m3el_fast.errors import InputError
+from m3el_fast.features import Vectors
 from m3el_fast.index import EntityIndex
-from m3el_fast.matching import Side, Vectors
+from m3el_fast.matching import Side
 from m3el_fast.models import MELModel
 from m3el_fast.scoring.identity import Identity
 from m3el_fast.scoring.margins import Margins, Stats

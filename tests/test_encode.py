@@ -16,8 +16,8 @@ from m3el_fast.data.tokenized import TokenizedSide
 from m3el_fast.dataset import load_dataset
 from m3el_fast.encode import KBEncoder, Source
 from m3el_fast.encoder.towers import Towers
+from m3el_fast.features import Vectors
 from m3el_fast.frozen import freeze
-from m3el_fast.matching import Vectors
 from m3el_fast.models import MELModel
 from tiny import tiny_config, tiny_model, write_tiny
 

@@ -11,8 +11,8 @@ import torch
 from m3el_fast.dataset import load_dataset
 from m3el_fast.encode import KBEncoder, Precision
 from m3el_fast.evaluate import evaluate
+from m3el_fast.features import Vectors
 from m3el_fast.index import EntityIndex
-from m3el_fast.matching import Vectors
 from m3el_fast.models import load_model
 from m3el_fast.scorer import Scorer
 from tiny import tiny_config, tiny_model, write_tiny

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from m3el_fast import ops
 from m3el_fast.errors import InputError
-from m3el_fast.matching import IntraModal, Side
+from m3el_fast.matching import Side
 from m3el_fast.models import MELModel
 from m3el_fast.scorer import COMPONENTS, Scorer
+from m3el_fast.units import IntraModal
 from planted import MemoryIndex, check_ranks, check_topk, oracle, random_features
 from test_scorer import FORMS
 from tiny import tiny_config, tiny_model

@@ -12,11 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from m3el_fast.encode import KBEncoder
+from m3el_fast.features import Vectors
 from m3el_fast.index.layout import Layout, StoredType
 from m3el_fast.index.plan import Plan
 from m3el_fast.index.segment import SegmentWriter
 from m3el_fast.index.shards import Shard, ShardWriter, Spec
-from m3el_fast.matching import Vectors
 
 SAVE_SECONDS = 10.0
 

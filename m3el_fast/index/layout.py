@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from m3el_fast.errors import InputError
+from m3el_fast.features import Vectors
 from m3el_fast.index.shards import DTYPES, Spec, spec_bytes
-from m3el_fast.matching import Vectors
 
 StoredType = Literal["bf16", "fp32"]
 

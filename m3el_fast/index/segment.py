@@ -11,12 +11,12 @@ from types import TracebackType
 from torch import Tensor
 
 from m3el_fast.errors import InputError
+from m3el_fast.features import Vectors
 from m3el_fast.index.layout import Layout, specs
 from m3el_fast.index.lookup import digests, pack_table
 from m3el_fast.index.manifest import File, Segment
 from m3el_fast.index.shards import ShardWriter, Spec, shard_bytes
 from m3el_fast.index.strings import encode, pack
-from m3el_fast.matching import Vectors
 
 
 @dataclass(frozen=True)

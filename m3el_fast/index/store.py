@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from m3el_fast.errors import InputError
+from m3el_fast.features import Vectors
 from m3el_fast.index.fingerprint import fingerprint
 from m3el_fast.index.layout import Layout, Row, specs
 from m3el_fast.index.lookup import find
@@ -18,7 +19,6 @@ from m3el_fast.index.manifest import File, Manifest
 from m3el_fast.index.segment import id_keys
 from m3el_fast.index.shards import Shard
 from m3el_fast.index.strings import Strings
-from m3el_fast.matching import Vectors
 from m3el_fast.models import MELModel
 
 

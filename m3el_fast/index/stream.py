@@ -11,11 +11,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from m3el_fast.errors import InputError
+from m3el_fast.features import Vectors
 from m3el_fast.index.folder import build_folder, require_space
 from m3el_fast.index.layout import Layout, StoredType
 from m3el_fast.index.manifest import Manifest
 from m3el_fast.index.segment import Entities, SegmentWriter, segment_bytes
-from m3el_fast.matching import Vectors
 
 
 def write_index(

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from m3el_fast.features import Vectors
 from m3el_fast.index.layout import StoredType
 from m3el_fast.index.segment import Entities
 from m3el_fast.index.stream import write_index
-from m3el_fast.matching import Vectors
 
 _BLOCK = 512
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from m3el_fast.features import Vectors
 from m3el_fast.index import EntityIndex
-from m3el_fast.matching import Matcher, Side, Vectors, unit
+from m3el_fast.matching import Matcher, Side, unit
 from m3el_fast.ops import Precision, inner_pairs
 from m3el_fast.scoring.identity import Identity
 

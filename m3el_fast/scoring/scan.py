@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from m3el_fast.features import Vectors
 from m3el_fast.index import EntityBlock, EntityIndex
-from m3el_fast.matching import Matcher, Side, Vectors, unit
+from m3el_fast.matching import Matcher, Side, unit
 from m3el_fast.ops import Precision, inner_scores
 from m3el_fast.scoring.pairs import fetch
 
