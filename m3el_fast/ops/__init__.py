@@ -33,8 +33,8 @@ from m3el_fast.ops.reference import (
     DualWeights,
     G2LOperands,
     LayerNormWeights,
-    diagonal_cross_entropy,
 )
+from m3el_fast.ops.reference_losses import diagonal_cross_entropy
 from m3el_fast.ops.selection import rerank_topk, topk, topk_merge
 
 __all__ = [

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from m3el_fast.ops import reference
+from m3el_fast.ops import reference_losses
 from m3el_fast.ops.checks import expect, shape
 
 
@@ -37,19 +37,19 @@ def icl_loss(
     _check_pair(entity, mention, duplicates)
     if variant not in ("paper", "released"):
         raise ValueError(f"variant: expected 'paper' or 'released', got {variant!r}")
-    return reference.icl_loss(entity, mention, tau, beta, gamma, variant, duplicates)
+    return reference_losses.icl_loss(entity, mention, tau, beta, gamma, variant, duplicates)
 
 
 def infonce_loss(entity: Tensor, mention: Tensor, duplicates: Tensor | None = None) -> Tensor:
     """InfoNCE of one modality on raw dot products of [B, d] features: scalar (spec section 2). Raises as icl_loss."""
     _check_pair(entity, mention, duplicates)
-    return reference.infonce_loss(entity, mention, duplicates)
+    return reference_losses.infonce_loss(entity, mention, duplicates)
 
 
 def mclet_loss(a: Tensor, b: Tensor, *, tau: float = 0.6, duplicates: Tensor | None = None) -> Tensor:
     """MCLET loss of projected, L2-normalised [B, d] features: scalar (spec section 2). Raises as icl_loss."""
     _check_pair(a, b, duplicates)
-    return reference.mclet_loss(a, b, tau, duplicates)
+    return reference_losses.mclet_loss(a, b, tau, duplicates)
 
 
 def _check_pair(a: Tensor, b: Tensor, duplicates: Tensor | None) -> None:
