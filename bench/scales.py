@@ -1,0 +1,81 @@
+"""How much work a benchmark does: plain data, apart from the code that does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+WIKIMEL_ENTITIES, WIKIMEL_MENTIONS = 109_976, 5_169
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of one ``--scale``.
+
+    Attributes:
+        entities: of the KB that is ranked against; mentions: ranked against it, at the best instruction set.
+        peer_mentions, peer_entities: the slice on which eager PyTorch is timed; it is quoted per pair.
+        batch: of training.
+        rerank_mentions, candidates: of reranking.
+        large: entities of the KB that is larger than memory, 0 = none.
+        bandwidth_bytes: of the file whose reading is timed.
+        rounds: timed rounds of calls that take seconds; short_rounds: of those that take milliseconds.
+    """
+
+    entities: int
+    mentions: int
+    peer_mentions: int
+    peer_entities: int
+    batch: int
+    rerank_mentions: int
+    candidates: int
+    large: int
+    bandwidth_bytes: int
+    rounds: int
+    short_rounds: int
+
+
+_DEFAULT = Scale(
+    entities=WIKIMEL_ENTITIES,
+    mentions=128,
+    peer_mentions=64,
+    peer_entities=2_000,
+    batch=128,
+    rerank_mentions=64,
+    candidates=1_000,
+    large=0,
+    bandwidth_bytes=2 << 30,
+    rounds=3,
+    short_rounds=10,
+)
+
+
+def _with(**changes: int) -> Scale:
+    return Scale(**(vars(_DEFAULT) | changes))
+
+
+SCALES = {
+    "tiny": Scale(
+        entities=600,
+        mentions=12,
+        peer_mentions=4,
+        peer_entities=50,
+        batch=6,
+        rerank_mentions=4,
+        candidates=40,
+        large=700,
+        bandwidth_bytes=1 << 24,
+        rounds=1,
+        short_rounds=1,
+    ),
+    "default": _DEFAULT,
+    "paper": _with(mentions=WIKIMEL_MENTIONS, rounds=1),
+    "million": _with(large=1_000_000),
+}
+
+# Mentions that a slower instruction set is given, so that a round stays below a minute.
+MENTIONS_AT = {"scalar": 1, "reference": 8, "avx2": 64, "avx512": 128}
+
+
+def mentions_at(scale: Scale, level: str, best: str) -> int:
+    """Mentions to rank at an instruction set, ``best`` being the machine's."""
+    return scale.mentions if level == best else min(scale.mentions, MENTIONS_AT.get(level, 128))
