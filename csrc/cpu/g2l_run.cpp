@@ -7,11 +7,11 @@ namespace m3el {
 
 namespace {
 
-// Mentions that stay in a core's L2 cache while the groups of a block pass by, and groups packed at a time.
-constexpr int64_t kMentionChunk = 16, kGroupBlock = 8;
 // Mentions packed at a time: bounds the memory, 22 to 37 KB each at the papers' sizes.
 constexpr int64_t kMentionBlock = 256;
-constexpr int64_t kMaxLanes = 16;
+// Mentions that are worth packing a group once more where there are fewer groups than threads.
+constexpr int64_t kMentionPart = 16;
+constexpr int64_t kMostLanes = 16;
 
 Buffer pack_mentions(const G2LKernel& kernel, bool bf16, const G2LMentions& mentions, const std::vector<int64_t>& which,
                      int64_t width, const Parallel& parallel) {
@@ -31,12 +31,16 @@ Buffer pack_mentions(const G2LKernel& kernel, bool bf16, const G2LMentions& ment
 }
 
 // The `count` <= lanes entities from `first` on as lanes; the last one fills up.
-void fill_lanes(const int64_t* rows, int64_t first, int64_t count, int64_t lanes, int64_t* out) {
-  for (int64_t i = 0; i < lanes; ++i) {
-    const int64_t place = first + std::min(i, count - 1);
-    out[i] = rows ? rows[place] : place;
+struct Lanes {
+  int64_t rows[kMostLanes];
+
+  Lanes(const int64_t* rows_of_all, int64_t first, int64_t count, int64_t lanes) {
+    for (int64_t i = 0; i < lanes; ++i) {
+      const int64_t place = first + std::min(i, count - 1);
+      rows[i] = rows_of_all ? rows_of_all[place] : place;
+    }
   }
-}
+};
 
 }  // namespace
 
@@ -55,42 +59,30 @@ const G2LKernel& g2l_kernel(Isa isa, bool bf16) {
 
 void g2l_scores(const G2LKernel& kernel, bool bf16, const G2LEntities& entities, const int64_t* rows, int64_t n,
                 const G2LMentions& mentions, const Parallel& parallel, float* out) {
-  const int64_t lanes = kernel.lanes, width = entities.width;
-  const int64_t groups = ceil_div(n, lanes), wanted = 4 * parallel.threads;
-  const int64_t block = std::clamp<int64_t>(groups / wanted, 1, kGroupBlock);
-  const int64_t blocks = ceil_div(groups, block);
-  const int64_t group_bytes = kernel.group_bytes(entities.rows, width);
+  const int64_t lanes = kernel.lanes, width = entities.width, groups = ceil_div(n, lanes);
   const int64_t mention_bytes = kernel.mention_bytes(mentions.columns, width);
+  const auto lanes_of = [&](int64_t g) { return Lanes(rows, g * lanes, std::min(lanes, n - g * lanes), lanes); };
   for (int64_t first = 0; first < mentions.count; first += kMentionBlock) {
     const int64_t count = std::min(kMentionBlock, mentions.count - first);
     std::vector<int64_t> which(count);
     for (int64_t i = 0; i < count; ++i) which[i] = first + i;
     const Buffer packed = pack_mentions(kernel, bf16, mentions, which, width, parallel);
     // few entities: the mentions are shared out as well
-    const int64_t parts = std::min(ceil_div(count, kMentionChunk), ceil_div(wanted, blocks));
+    const int64_t parts = std::min(ceil_div(count, kMentionPart), ceil_div(4 * parallel.threads, groups));
     const int64_t part = ceil_div(count, parts);
-    parallel.run(blocks * parts, [&](int64_t begin, int64_t end) {
-      const Buffer group = allocate(block * group_bytes);
+    parallel.run(groups * parts, [&](int64_t begin, int64_t end) {
+      const Buffer group = allocate(kernel.group_bytes(entities.rows, width));
       const Buffer scratch = allocate(kernel.scratch_bytes(entities.rows, mentions.columns, width));
-      float scores[kMaxLanes];
-      int64_t lane_rows[kMaxLanes];
+      float scores[kMostLanes];
       kernel.enter();
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t g0 = task / parts * block, g1 = std::min(g0 + block, groups);
-        const int64_t m0 = task % parts * part, m1 = std::min(m0 + part, count);
-        if (m0 >= m1) continue;
+        const int64_t g = task / parts, m0 = task % parts * part, m1 = std::min(m0 + part, count);
         if (task == begin || task % parts == 0)
-          for (int64_t g = g0; g < g1; ++g) {
-            fill_lanes(rows, g * lanes, std::min(lanes, n - g * lanes), lanes, lane_rows);
-            kernel.pack_group(entities, lane_rows, bf16, scratch.get(), group.get() + (g - g0) * group_bytes);
-          }
-        for (int64_t chunk = m0; chunk < m1; chunk += kMentionChunk)
-          for (int64_t g = g0; g < g1; ++g)
-            for (int64_t m = chunk; m < std::min(chunk + kMentionChunk, m1); ++m) {
-              kernel.score(group.get() + (g - g0) * group_bytes, packed.get() + m * mention_bytes, scratch.get(), scores);
-              const int64_t used = std::min(lanes, n - g * lanes);
-              std::copy(scores, scores + used, out + (first + m) * n + g * lanes);
-            }
+          kernel.pack_group(entities, lanes_of(g).rows, bf16, scratch.get(), group.get());
+        for (int64_t m = m0; m < m1; ++m) {
+          kernel.score(group.get(), packed.get() + m * mention_bytes, scratch.get(), scores);
+          std::copy(scores, scores + std::min(lanes, n - g * lanes), out + (first + m) * n + g * lanes);
+        }
       }
       kernel.leave();
     });
@@ -113,13 +105,12 @@ void g2l_pairs(const G2LKernel& kernel, bool bf16, const G2LEntities& entities, 
     parallel.run(static_cast<int64_t>(groups.size()), [&](int64_t begin, int64_t end) {
       const Buffer group = allocate(kernel.group_bytes(entities.rows, width));
       const Buffer scratch = allocate(kernel.scratch_bytes(entities.rows, mentions.columns, width));
-      float scores[kMaxLanes];
-      int64_t lane_rows[kMaxLanes];
+      float scores[kMostLanes];
+      const auto lanes_of = [&](const Group& one) { return Lanes(entity, one.first, one.count, lanes); };
       kernel.enter();
       for (int64_t i = begin; i < end; ++i) {
         const Group& own = groups[i];
-        fill_lanes(entity, own.first, own.count, lanes, lane_rows);
-        kernel.pack_group(entities, lane_rows, bf16, scratch.get(), group.get());
+        kernel.pack_group(entities, lanes_of(own).rows, bf16, scratch.get(), group.get());
         kernel.score(group.get(), packed.get() + own.mention * mention_bytes, scratch.get(), scores);
         std::copy(scores, scores + own.count, out + own.first);
       }

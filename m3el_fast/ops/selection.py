@@ -59,6 +59,18 @@ def topk_merge(
     return values, both.gather(1, places)
 
 
+def _g2l(part: G2LOperands, mention: Tensor, entity: Tensor, precision: Precision, backend: Backend) -> Tensor:
+    """One modality's scores [P] of pairs; where entities share rows, each pair of a mention and a row once."""
+    back = None
+    if part.row is not None:
+        count = part.query.shape[0]
+        pairs, back = (mention * count + part.row[entity]).unique(return_inverse=True)
+        mention, entity = pairs // count, pairs % count
+    operands = (part.query, part.key, part.value, part.gate, part.norm, mention, entity)
+    scores = g2l_pairs(*operands, precision=precision, backend=backend)
+    return scores if back is None else scores[back]
+
+
 def _obstacle(*tensors: Tensor) -> str | None:
     return not_cpu_fp32(*tensors) or needs_gradient(*tensors)
 
@@ -102,19 +114,7 @@ def rerank_topk(
     entity = candidates[mention, column]
     found = inner_pairs(mention_coarse, entity_coarse, mention, entity, backend=backend)
     for part in parts:
-        row = entity if part.row is None else part.row[entity]
-        g2l = g2l_pairs(
-            part.query,
-            part.key,
-            part.value,
-            part.gate,
-            part.norm,
-            mention,
-            row,
-            precision=precision,
-            backend=backend,
-        )
-        found = found + part.scale * g2l
+        found = found + part.scale * _g2l(part, mention, entity, precision, backend)
     # an absent candidate counts as NaN: behind every number and, moved to the last columns, behind real NaN
     scores = found.new_full(candidates.shape, math.nan).index_put((mention, column), found)
     order = (candidates < 0).to(torch.int8).sort(dim=1, stable=True).indices
