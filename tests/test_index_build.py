@@ -92,7 +92,6 @@ def test_names_keys_and_twins(case: Case, tmp_path: Path) -> None:
     assert index.image_index.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 0, 4, 4]
     assert torch.equal(_equals(index.text_key), _equals(case.source(range(12)).text_key))
     assert torch.equal(_equals(index.union_key), _equals(index.text_key) & _equals(index.image_index))
-    assert index.occurrence.tolist() == [0] * 9 + [1, 0, 1]
     assert all(torch.equal(a, b) for a, b in zip(item_of(index, 8).values(), item_of(index, 9).values(), strict=True))
 
 

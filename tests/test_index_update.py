@@ -22,6 +22,7 @@ from m3el_fast.encode import KBEncoder
 from m3el_fast.errors import InputError
 from m3el_fast.index import EntityIndex, fill, plan, update
 from m3el_fast.index.folder import writer_lock
+from m3el_fast.scoring.identity import Identity
 from tiny import tiny_model
 
 
@@ -76,7 +77,7 @@ def test_added_entities_are_as_if_built_in(case: Case, index: EntityIndex) -> No
     assert list(later.ids) == case.ids
     assert list(later.row) == case.ids
     assert later.manifest.version == 2
-    for name in ("image_index", "text_key", "union_key", "occurrence", "live"):
+    for name in ("image_index", "text_key", "union_key", "live"):
         assert torch.equal(getattr(later, name), getattr(whole, name)), name
     for row in range(12):
         for name, values in item_of(later, row).items():
@@ -116,7 +117,6 @@ def test_identical_entities_are_copied_bit_for_bit(case: Case, index: EntityInde
     assert encoded == {"images": 0, "items": 0}
     assert same(item_of(later, 8), item_of(index, 5))
     assert same(item_of(later, 9), item_of(index, 2))
-    assert later.occurrence.tolist() == [0] * 8 + [1, 1]
 
 
 def test_cost_is_that_of_the_change(case: Case, index: EntityIndex, encoded: dict[str, int]) -> None:
@@ -148,10 +148,11 @@ def test_removed_entities_are_gone(case: Case, index: EntityIndex) -> None:
     assert EntityIndex.open(index.path).row == back.row
 
 
-def test_occurrence_counts_live_entities(case: Case, index: EntityIndex) -> None:
+def test_identical_entities_are_counted_among_the_live_ones(case: Case, index: EntityIndex) -> None:
     later = add(case, add(case, index, [1], ["a"]), [1, 1], ["b", "c"])
-    assert later.occurrence[[1, 8, 9, 10]].tolist() == [0, 1, 2, 3]
-    assert later.remove(["Q1", "b"]).occurrence[[8, 10]].tolist() == [0, 1]
+    matcher = case.model.matcher
+    assert Identity(matcher, later).occurrence[[1, 8, 9, 10]].tolist() == [0, 1, 2, 3]
+    assert Identity(matcher, later.remove(["Q1", "b"])).occurrence[[8, 10]].tolist() == [0, 1]
 
 
 def test_all_may_be_removed(case: Case, index: EntityIndex) -> None:

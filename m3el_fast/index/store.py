@@ -124,17 +124,6 @@ class IndexVersion:
         return text * self.visual_rows + self.image_index
 
     @cached_property
-    def occurrence(self) -> Tensor:
-        """[rows] int64: how many live rows before this one are identical to it."""
-        keys, order = self.union_key.sort(stable=True)
-        live = self.live[order].long()
-        before = live.cumsum(0) - live
-        first = torch.ones_like(live, dtype=torch.bool)
-        first[1:] = keys[1:] != keys[:-1]
-        group = first.long().cumsum(0) - 1
-        return torch.empty_like(before).index_copy_(0, order, before - before[first][group])
-
-    @cached_property
     def row(self) -> Mapping[str, int]:
         """The row of each live id. All ids are decoded for it; :meth:`find` does without."""
         return {one: row for row, (one, live) in enumerate(zip(self.ids, self.live.tolist(), strict=True)) if live}
