@@ -296,3 +296,8 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     written = sum(path.stat().st_size for path in (tmp_path / "large").iterdir())
     assert written > 300e6
     assert int(done.stdout) * 1024 < written / 10
+
+
+def test_manifest_names_the_precision_that_was_used(case: Case) -> None:
+    index = case.build(rows=range(3), precision="auto")
+    assert index.manifest.precision in ("bf16", "fp32")  # never "auto": what is added elsewhere must be encoded alike

@@ -39,7 +39,7 @@ def build_index(
         encoder = KBEncoder(model, source, precision=precision)
         shapes = Shapes.of(encoder, plan, dtype)
         weights = fingerprint(model)
-        identity = _identity(plan, weights, dtype, precision)
+        identity = _identity(plan, weights, dtype, encoder.precision)
         done = _state(folder, identity)
         resume = done is not None
         if not resume:
@@ -58,7 +58,7 @@ def build_index(
             version=1,
             fingerprint=weights,
             model=model.config.model.type,
-            precision=precision,
+            precision=encoder.precision,
             layout=shapes.layout,
             segments=[segment],
         ).write(folder)
