@@ -12,34 +12,12 @@ from torch import Tensor
 
 from m3el_fast import ops
 from m3el_fast.ops import LayerNormWeights, native
+from native_levels import randn
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason="the native extension is not built")
 
 NAMES = ("query", "key", "value", "gate", "weight", "bias")
 MASKS = ("query_mask", "key_mask")
-
-
-def has(level: str) -> bool:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("M3EL_CPU_ISA", level)
-        try:
-            torch.ops.m3el_fast.cpu_isa()
-        except RuntimeError:
-            return False
-    return True
-
-
-LEVELS = [x for x in ("scalar", "avx2", "avx512", "avx512bf16", "amx") if native.LOADED and has(x)]
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("M3EL_CPU_ISA", request.param)
-    return str(request.param)
-
-
-def randn(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 
 def operands(e: int, le: int, m: int, lm: int, d: int, scale: float = 1.0) -> list[Tensor]:

@@ -11,33 +11,9 @@ from torch import Tensor
 from m3el_fast import ops
 from m3el_fast.ops import G2LOperands, LayerNormWeights, native, reference
 from m3el_fast.ops.reference import DualWeights
+from native_levels import ALL_LEVELS, LEVELS, randn
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason="the native extension is not built")
-
-ALL_LEVELS = ("scalar", "avx2", "avx512", "avx512bf16", "amx")
-
-
-def has(level: str) -> bool:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("M3EL_CPU_ISA", level)
-        try:
-            torch.ops.m3el_fast.cpu_isa()
-        except RuntimeError:
-            return False
-    return True
-
-
-LEVELS = [level for level in ALL_LEVELS if native.LOADED and has(level)]
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("M3EL_CPU_ISA", request.param)
-    return str(request.param)
-
-
-def randn(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 
 def norm(d: int) -> LayerNormWeights:

@@ -1,0 +1,28 @@
+"""The instruction sets of the native kernels that this machine has; what their tests share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from m3el_fast.ops import native
+
+ALL_LEVELS = ("scalar", "avx2", "avx512", "avx512bf16", "amx")
+
+
+def _has(level: str) -> bool:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("M3EL_CPU_ISA", level)
+        try:
+            torch.ops.m3el_fast.cpu_isa()
+        except RuntimeError:
+            return False
+    return True
+
+
+LEVELS = [level for level in ALL_LEVELS if native.LOADED and _has(level)]
+
+
+def randn(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
