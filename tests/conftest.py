@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
+
 
 def pytest_configure() -> None:
     # One thread: sums in one order, and several sessions on one machine do not fight. The variable is for subprocesses.

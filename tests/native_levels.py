@@ -21,7 +21,7 @@ def _has(level: str) -> bool:
     return True
 
 
-LEVELS = [level for level in ALL_LEVELS if native.LOADED and _has(level)]
+LEVELS = [level for level in ALL_LEVELS if not native.MISSING and _has(level)]
 
 
 def randn(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:

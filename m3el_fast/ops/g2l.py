@@ -7,9 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from m3el_fast.ops import g2l_autograd, reference  # noqa: F401  (the former registers the kernel's gradient)
+from m3el_fast.ops import g2l_autograd, gpu, reference  # noqa: F401  (the former registers the kernel's gradient)
+from m3el_fast.ops.backends import Backend, choose
 from m3el_fast.ops.checks import expect, expect_rows, shape
-from m3el_fast.ops.native import Backend, needs_gradient, not_cpu_fp32, use_native
+from m3el_fast.ops.native import needs_gradient, not_cpu_fp32
 from m3el_fast.ops.reference import LayerNormWeights
 
 Pooling = Literal["mean", "max", "soft"]
@@ -59,7 +60,8 @@ def g2l_scores(
     _check(query, key, value, gate, query_mask, key_mask, pooling, precision)
     if rows is not None:
         expect_rows("rows", rows, query.shape[0])
-    if use_native(backend, _obstacle(query, key, value, gate, norm, pooling, has_gradient=rows is None)):
+    obstacle = _obstacle(query, key, value, gate, norm, pooling, has_gradient=rows is None)
+    if choose(backend, key, obstacle, gpu.NO_KERNEL) == "native":
         operands = _native_operands(query, key, value, gate, norm, query_mask, key_mask)
         result: Tensor = torch.ops.m3el_fast.g2l_scores(*operands, rows, precision == "bf16")
         return result
@@ -95,7 +97,8 @@ def g2l_pairs(
     expect_rows("mention", mention, key.shape[0])
     expect_rows("entity", entity, query.shape[0])
     expect("entity", entity, tuple(mention.shape))
-    if use_native(backend, _obstacle(query, key, value, gate, norm, pooling, has_gradient=False)):
+    obstacle = _obstacle(query, key, value, gate, norm, pooling, has_gradient=False)
+    if choose(backend, key, obstacle, gpu.NO_KERNEL) == "native":
         operands = _native_operands(query, key, value, gate, norm, query_mask, key_mask)
         result: Tensor = torch.ops.m3el_fast.g2l_pairs(*operands, mention, entity, precision == "bf16")
         return result

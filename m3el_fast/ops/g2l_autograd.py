@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m3el_fast.ops.native import LOADED
+from m3el_fast.ops.native import MISSING
 
 _TENSORS = 6  # query, key, value, gate, norm_weight, norm_bias: what has a gradient, first among the op's arguments
 
@@ -55,7 +55,7 @@ def _no_second(ctx: Any, *gradients: Tensor) -> None:
     raise NotImplementedError("g2l_scores: no second derivative, backend 'reference' has it")
 
 
-if LOADED:
+if not MISSING:
     torch.library.register_fake("m3el_fast::g2l_backward", _fake)
     torch.library.register_autograd("m3el_fast::g2l_scores", _backward, setup_context=_keep_operands)
     torch.library.register_autograd("m3el_fast::g2l_backward", _no_second)

@@ -1,6 +1,7 @@
-"""The native extension as a backend: whether it is there, when an op may use it, and its ops' fake tensors.
+"""The native extension as a backend: whether it is there, for which tensors, and its ops' fake tensors.
 
-The extension is loaded when this module is; ``LOADED`` says whether that worked, :func:`native_report` why not.
+The extension is loaded when this module is; ``MISSING`` says why that failed,
+and is empty where it worked.
 """
 
 from __future__ import annotations
@@ -12,26 +13,9 @@ from torch import Tensor
 
 from m3el_fast.ops.build import native_report
 
-Backend = Literal["auto", "reference", "native"]
-
-LOADED = not native_report().missing
+MISSING = native_report().missing
 
 _FAST_BF16 = (3, 4)  # avx512bf16 and amx, of cpu_isa()
-
-
-def use_native(backend: Backend, obstacle: str | None) -> bool:
-    """Whether the native kernel runs. ``obstacle``: what the kernel does not cover among the arguments, or None.
-
-    Raises:
-        ValueError: ``backend`` is "native" but it cannot serve, or unknown.
-    """
-    if backend not in ("auto", "reference", "native"):
-        raise ValueError(f"backend: expected 'auto', 'reference' or 'native', got {backend!r}")
-    if backend == "native" and not LOADED:
-        raise ValueError(f"backend 'native': {native_report().missing}")
-    if backend == "native" and obstacle:
-        raise ValueError(f"backend 'native': {obstacle}; 'auto' and 'reference' do")
-    return backend != "reference" and LOADED and obstacle is None
 
 
 def scan_precision() -> Literal["fp32", "bf16"]:
@@ -40,7 +24,7 @@ def scan_precision() -> Literal["fp32", "bf16"]:
     Raises:
         RuntimeError: the environment variable M3EL_CPU_ISA names no level of this machine.
     """
-    return "bf16" if LOADED and torch.ops.m3el_fast.cpu_isa() in _FAST_BF16 else "fp32"
+    return "bf16" if not MISSING and torch.ops.m3el_fast.cpu_isa() in _FAST_BF16 else "fp32"
 
 
 def not_cpu_fp32(*tensors: Tensor) -> str | None:
@@ -59,7 +43,7 @@ def needs_gradient(*tensors: Tensor) -> str | None:
     return None
 
 
-if LOADED:
+if not MISSING:
 
     @torch.library.register_fake("m3el_fast::g2l_scores")
     def _(

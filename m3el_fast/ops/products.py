@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from m3el_fast.ops import reference
+from m3el_fast.ops import gpu, reference
+from m3el_fast.ops.backends import Backend, choose
 from m3el_fast.ops.checks import expect, expect_rows, shape
-from m3el_fast.ops.native import Backend, needs_gradient, not_cpu_fp32, use_native
+from m3el_fast.ops.native import needs_gradient, not_cpu_fp32
 from m3el_fast.ops.reference import DualConstants, DualWeights
 
 _DUAL_SCALARS = 7
@@ -23,7 +24,7 @@ def inner_scores(mention: Tensor, entity: Tensor, *, backend: Backend = "auto") 
     """
     width = shape("mention", mention, 2)[1]
     expect("entity", entity, (shape("entity", entity, 2)[0], width))
-    if use_native(backend, _obstacle(mention, entity)):
+    if choose(backend, mention, _obstacle(mention, entity), gpu.NO_KERNEL) == "native":
         result: Tensor = torch.ops.m3el_fast.inner_scores(_rows(mention), _rows(entity))
         return result
     return mention @ entity.T
@@ -41,7 +42,7 @@ def inner_pairs(
     entities = shape("entity", entity, 2)[0]
     expect("entity", entity, (entities, width))
     _expect_pairs(mention_row, mentions, entity_row, entities)
-    if use_native(backend, _obstacle(mention, entity)):
+    if choose(backend, mention, _obstacle(mention, entity), gpu.NO_KERNEL) == "native":
         result: Tensor = torch.ops.m3el_fast.inner_pairs(_rows(mention), _rows(entity), mention_row, entity_row)
         return result
     return (mention[mention_row] * entity[entity_row]).sum(dim=1)
@@ -79,7 +80,7 @@ def dual_scores(source: Tensor, target: Tensor, constants: DualConstants, *, bac
         ValueError: shapes do not match.
     """
     _check_packed(source, target)
-    if use_native(backend, _dual_obstacle(source, target, constants)):
+    if choose(backend, source, _dual_obstacle(source, target, constants), gpu.NO_KERNEL) == "native":
         result: Tensor = torch.ops.m3el_fast.dual_scores(_rows(source), _rows(target), _packed(constants))
         return result
     return reference.dual_scores(source, target, constants)
@@ -101,7 +102,7 @@ def dual_pairs(
     """
     _check_packed(source, target)
     _expect_pairs(source_row, source.shape[0], target_row, target.shape[0])
-    if use_native(backend, _dual_obstacle(source, target, constants)):
+    if choose(backend, source, _dual_obstacle(source, target, constants), gpu.NO_KERNEL) == "native":
         packed = _packed(constants)
         result: Tensor = torch.ops.m3el_fast.dual_pairs(_rows(source), _rows(target), packed, source_row, target_row)
         return result

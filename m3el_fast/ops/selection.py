@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from m3el_fast.ops import reference
+from m3el_fast.ops import gpu, reference
+from m3el_fast.ops.backends import Backend, choose
 from m3el_fast.ops.checks import expect, shape
 from m3el_fast.ops.g2l import Precision, g2l_pairs
-from m3el_fast.ops.native import Backend, needs_gradient, not_cpu_fp32, use_native
+from m3el_fast.ops.native import needs_gradient, not_cpu_fp32
 from m3el_fast.ops.products import inner_pairs
 from m3el_fast.ops.reference import G2LOperands
 
@@ -26,7 +27,7 @@ def topk(scores: Tensor, k: int, *, backend: Backend = "auto") -> tuple[Tensor, 
     columns = shape("scores", scores, 2)[1]
     if not 1 <= k <= columns:
         raise ValueError(f"k: expected 1 to {columns} (the number of columns), got {k}")
-    if use_native(backend, _obstacle(scores)):
+    if choose(backend, scores, _obstacle(scores), gpu.NO_KERNEL) == "native":
         values, ids = torch.ops.m3el_fast.topk(scores.contiguous(), k)
         return values, ids
     return reference.topk(scores, k)
@@ -51,7 +52,7 @@ def topk_merge(
     expect("ids", ids, (rows, k))
     columns = shape("scores", scores, 2)[1]
     expect("scores", scores, (rows, columns))
-    if use_native(backend, _obstacle(scores, values)):
+    if choose(backend, scores, _obstacle(scores, values), gpu.NO_KERNEL) == "native":
         values, ids = torch.ops.m3el_fast.topk_merge(values.contiguous(), ids.contiguous(), scores.contiguous(), first)
         return values, ids
     both = torch.cat([ids, torch.arange(first, first + columns, device=ids.device).expand(rows, -1)], dim=1)

@@ -14,7 +14,7 @@ from m3el_fast import ops
 from m3el_fast.ops import LayerNormWeights, native
 from native_levels import randn
 
-pytestmark = pytest.mark.skipif(not native.LOADED, reason="the native extension is not built")
+pytestmark = pytest.mark.skipif(bool(native.MISSING), reason="the native extension is not built")
 
 NAMES = ("query", "key", "value", "gate", "weight", "bias")
 MASKS = ("query_mask", "key_mask")

@@ -1,0 +1,29 @@
+"""What a module of kernels asks CI to compile, without a GPU, for every architecture."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class CompileCase(NamedTuple):
+    """One specialisation of a kernel that its launcher may choose.
+
+    Attributes:
+        kernel: the ``@triton.jit`` function.
+        name: of the configuration, for the table: op, dtype, sizes.
+        signature: Triton type of each argument that is no constexpr: ``"*bf16"``, ``"i32"``, ``"fp32"``.
+        constexprs: value of each argument that is one.
+        options: ``num_warps``, ``num_stages``.
+        aligned: integer arguments that are multiples of 16 at this configuration's sizes (as pointers always are).
+        tensor_cores: whether its products must become tensor-core instructions.
+        spill_bytes: registers that may spill to local memory, in bytes a thread.
+    """
+
+    kernel: Any
+    name: str
+    signature: dict[str, str]
+    constexprs: dict[str, Any]
+    options: dict[str, int]
+    aligned: tuple[str, ...] = ()
+    tensor_cores: bool = True
+    spill_bytes: int = 0
