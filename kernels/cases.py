@@ -16,6 +16,7 @@ class CompileCase(NamedTuple):
         options: ``num_warps``, ``num_stages``.
         aligned: integer arguments that are multiples of 16 at this configuration's sizes (as pointers always are).
         tensor_cores: whether its products must become tensor-core instructions.
+        wgmma: whether, on sm_90, all of them must be a warpgroup's (HGMMA), as those with 64 rows or more can be.
         spill_bytes: registers that may spill to local memory, in bytes a thread.
     """
 
@@ -27,3 +28,4 @@ class CompileCase(NamedTuple):
     aligned: tuple[str, ...] = ()
     tensor_cores: bool = True
     spill_bytes: int = 0
+    wgmma: bool = True

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from m3el_fast.ops import g2l_autograd, gpu, reference  # noqa: F401  (the former registers the kernel's gradient)
+from m3el_fast.ops import g2l_autograd, gpu, reference, triton_g2l  # noqa: F401  (the former registers the kernel's gradient)
 from m3el_fast.ops.backends import Backend, choose
 from m3el_fast.ops.checks import expect, expect_rows, shape
 from m3el_fast.ops.native import needs_gradient, not_cpu_fp32
@@ -19,6 +19,7 @@ Precision = Literal["fp32", "bf16"]
 # Largest number of attention weights that one block of the reference holds when nothing has to be kept for a backward
 # pass: 2^20 fp32 values are 4 MB, about what stays in a core's caches.
 _BLOCK_WEIGHTS = 1 << 20
+_MOST_COLUMNS = 1024
 
 
 def g2l_scores(
@@ -60,10 +61,13 @@ def g2l_scores(
     _check(query, key, value, gate, query_mask, key_mask, pooling, precision)
     if rows is not None:
         expect_rows("rows", rows, query.shape[0])
-    obstacle = _obstacle(query, key, value, gate, norm, pooling, has_gradient=rows is None)
-    if choose(backend, key, obstacle, gpu.NO_KERNEL) == "native":
-        operands = _native_operands(query, key, value, gate, norm, query_mask, key_mask)
-        result: Tensor = torch.ops.m3el_fast.g2l_scores(*operands, rows, precision == "bf16")
+    native = _native_obstacle(query, key, value, gate, norm, pooling, has_gradient=rows is None)
+    triton = _triton_obstacle(query, key, value, gate, norm, pooling, has_gradient=rows is None)
+    chosen = choose(backend, key, native, triton)
+    if chosen != "reference":
+        scores = torch.ops.m3el_fast.g2l_scores if chosen == "native" else triton_g2l.scores
+        operands = _operands(query, key, value, gate, norm, query_mask, key_mask)
+        result: Tensor = scores(*operands, rows, precision == "bf16")
         return result
     if rows is not None:
         query, gate = query[rows], gate[rows]
@@ -97,10 +101,13 @@ def g2l_pairs(
     expect_rows("mention", mention, key.shape[0])
     expect_rows("entity", entity, query.shape[0])
     expect("entity", entity, tuple(mention.shape))
-    obstacle = _obstacle(query, key, value, gate, norm, pooling, has_gradient=False)
-    if choose(backend, key, obstacle, gpu.NO_KERNEL) == "native":
-        operands = _native_operands(query, key, value, gate, norm, query_mask, key_mask)
-        result: Tensor = torch.ops.m3el_fast.g2l_pairs(*operands, mention, entity, precision == "bf16")
+    native = _native_obstacle(query, key, value, gate, norm, pooling, has_gradient=False)
+    triton = _triton_obstacle(query, key, value, gate, norm, pooling, has_gradient=False)
+    chosen = choose(backend, key, native, triton)
+    if chosen != "reference" and mention.numel():
+        pairs = torch.ops.m3el_fast.g2l_pairs if chosen == "native" else triton_g2l.pairs
+        operands = _operands(query, key, value, gate, norm, query_mask, key_mask)
+        result: Tensor = pairs(*operands, mention, entity, precision == "bf16")
         return result
     out = key.new_empty(len(mention))
     for m in mention.unique().tolist():
@@ -157,7 +164,7 @@ def _in_blocks(
     return torch.cat(strips)
 
 
-def _obstacle(
+def _native_obstacle(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -178,7 +185,28 @@ def _obstacle(
     return obstacle
 
 
-def _native_operands(
+def _triton_obstacle(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gate: Tensor,
+    norm: LayerNormWeights,
+    pooling: Pooling,
+    *,
+    has_gradient: bool,
+) -> str | None:
+    if pooling != "mean":
+        return f"the kernel has no {pooling} pooling"
+    if query.numel() == 0 or key.numel() == 0:
+        return "the kernel takes no empty tensors"
+    if key.shape[1] > _MOST_COLUMNS:
+        return f"the kernel takes up to {_MOST_COLUMNS} mention tokens, got {key.shape[1]}"
+    tensors = (query, key, value, gate, norm.weight, norm.bias)
+    obstacle = gpu.not_gpu_floats(*tensors)
+    return obstacle or (None if has_gradient else needs_gradient(*tensors))
+
+
+def _operands(
     query: Tensor,
     key: Tensor,
     value: Tensor,
