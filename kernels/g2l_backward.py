@@ -19,7 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .cases import CompileCase
-from .g2l import TRITON_TYPES, WEIGHTS_BYTES, Operands, flags, operands, weights
+from .g2l import WEIGHTS_BYTES, weights
+from .g2l_operands import TRITON_TYPES, Operands, flags, operands
 from .g2l_tiles import backward_tiles, columns, load_keys, load_rows, stream_logits
 
 

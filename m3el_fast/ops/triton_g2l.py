@@ -24,9 +24,9 @@ def scores(
     rows: Tensor | None,
     bf16: bool,
 ) -> Tensor:
-    from m3el_fast.kernels import g2l
+    from m3el_fast.kernels import g2l, g2l_operands
 
-    operands = g2l.operands(query, key, value, gate, norm_weight, norm_bias, eps, query_mask, key_mask, bf16)
+    operands = g2l_operands.operands(query, key, value, gate, norm_weight, norm_bias, eps, query_mask, key_mask, bf16)
     found: Tensor = g2l.scores(operands, rows, key.dtype)
     return found
 
@@ -63,9 +63,9 @@ def pairs(
     entity: Tensor,
     bf16: bool,
 ) -> Tensor:
-    from m3el_fast.kernels import g2l
+    from m3el_fast.kernels import g2l, g2l_operands
 
-    operands = g2l.operands(query, key, value, gate, norm_weight, norm_bias, eps, query_mask, key_mask, bf16)
+    operands = g2l_operands.operands(query, key, value, gate, norm_weight, norm_bias, eps, query_mask, key_mask, bf16)
     found: Tensor = g2l.pairs(operands, mention, entity, key.dtype)
     return found
 
