@@ -34,13 +34,13 @@ def _joint(x, y, MAX: tl.constexpr, APART: tl.constexpr):
     return tl.max(tl.maximum(tl.max(x, 2), tl.max(y, 2)), 2) if MAX else tl.sum(tl.sum(x, 2) + tl.sum(y, 2), 2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "E", "Le"])
 def g2l_fwd_kernel(
     query,  # [U, Le, d]
     key,  # [M, Lm, d]
     centred,  # [M, Lm, d] fp32, value less its mean over d
-    gain,  # [U, d] fp32, gate times LayerNorm's weight
-    shift,  # [U] fp32, gate . LayerNorm's bias
+    gain,  # [E, d] fp32, gate times LayerNorm's weight; PAIRS: [U, d]
+    shift,  # [E] fp32, gate . LayerNorm's bias; PAIRS: [U]
     query_mask,  # [U, Le] uint8
     key_mask,  # [M, Lm] uint8
     rows,  # [E] int64
@@ -79,8 +79,11 @@ def g2l_fwd_kernel(
         first = (tl.program_id(0) % groups) * MB
     place = tile * ROWS + tl.arange(0, ROWS)
     entity = tl.minimum(place, E - 1).to(tl.int64)
+    owner = entity
     if HAS_ROWS:
         entity = tl.load(rows + entity)
+    if PAIRS:
+        owner = entity
     column1 = tl.arange(0, MB * N1)
     mention1, token1 = first + column1 // N1, column1 % N1
     d1 = tl.arange(0, D1)
@@ -169,10 +172,10 @@ def g2l_fwd_kernel(
             context = _context(w1, centred, mention, 0, M, Lm, dim, d, N1, MB == 1, PRECISION)
             if N2 > 0:
                 context += _context(w2, centred, mention, N1, M, Lm, dim, d, N2, MB == 1, PRECISION)
-            g = tl.load(gain + entity[:, None] * d + dim[None, :], mask=(dim < d)[None, :], other=0.0)
+            g = tl.load(gain + owner[:, None] * d + dim[None, :], mask=(dim < d)[None, :], other=0.0)
             dot += tl.sum(context * g[None], 2)
             square += tl.sum(context * context, 2)
-        score = dot / tl.sqrt_rn(square / d + eps) + tl.load(shift + entity)[None, :]
+        score = dot / tl.sqrt_rn(square / d + eps) + tl.load(shift + owner)[None, :]
         if PAIRS:
             at = out + place[None, :] + tl.zeros([MB, ROWS], tl.int64)
         else:
@@ -203,15 +206,14 @@ def _context(w, centred, mention, offset, M, Lm, dim, d, N: tl.constexpr, ONE: t
 
 
 def scores(x: Operands, rows: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Scores [M, E] of all mentions and the entities ``rows`` [E] int64, None = all."""
+    """Scores [M, E] of all mentions and the entities ``rows`` [E] int64 (those of the operands), None = all."""
     mentions, entities = x.key.shape[0], x.query.shape[0] if rows is None else rows.shape[0]
     if not _tiles(x).constexprs["STREAM"]:
         out = torch.empty(mentions, entities, device=x.key.device, dtype=dtype)
         return _launch(x, out, entities, rows=rows)
-    gain, shift = (x.gain, x.shift) if rows is None else (x.gain[rows], x.shift[rows])
     step = max(1, WEIGHTS_BYTES // (4 * entities * x.key.shape[1]))
     strips = [
-        _through_norm(weights(x, slice(m, m + step), rows), x.centred[m : m + step], gain, x.eps) + shift
+        _through_norm(weights(x, slice(m, m + step), rows), x.centred[m : m + step], x.gain, x.eps) + x.shift
         for m in range(0, mentions, step)
     ]
     return torch.cat(strips).to(dtype)
@@ -346,7 +348,7 @@ COMPILE_CASES = [
     *(compile_case(q, k, n, 96) for n in (40, 50) for q, k in ((_HALF, _HALF), (_FULL, _FULL), (_HALF, _FULL))),
     *(compile_case(torch.float16, torch.float16, n, 96) for n in (40, 50)),
     *(compile_case(k, k, n, 96, form=f) for f in ("pairs", "weights") for n in (40, 50) for k in (_HALF, _FULL)),
-    compile_case(_HALF, _HALF, 40, 96, form="rows"),
+    *(compile_case(q, _HALF, 40, 96, form="rows") for q in (_HALF, _FULL)),
     compile_case(_HALF, _HALF, 40, 96, masks=True),
     compile_case(_FULL, _FULL, 50, 96, masks=True),
     # a CLIP of 336 pixels and patches of 14, the widest model, and an odd one

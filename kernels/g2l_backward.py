@@ -85,7 +85,7 @@ def _product(left, right, total, EXACT: tl.constexpr, PRECISION: tl.constexpr):
     return tl.dot(left.to(tl.bfloat16), right.to(tl.bfloat16), total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "E", "Le"])
 def g2l_bwd_query_kernel(
     query,  # [E, Le, d]
     key,  # [M, Lm, d]
@@ -170,7 +170,7 @@ def g2l_bwd_query_kernel(
         tl.store(out[:, None] + d2[None, :], total2, mask=inside[:, None] & (d2 < d)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "E", "Le"])
 def g2l_bwd_key_kernel(
     query,  # [E, Le, d]
     key,  # [M, Lm, d]

@@ -16,7 +16,7 @@ class Operands(NamedTuple):
 
     Attributes:
         query [U, Le, d] and key [M, Lm, d]: of the products; scale: of q . k, times log2(e).
-        centred [M, Lm, d]: value less its mean over d; gain [U, d]: gate times LayerNorm's weight; shift [U]: gate
+        centred [M, Lm, d]: value less its mean over d; gain [E, d]: gate times LayerNorm's weight; shift [E]: gate
             times its bias; fp32.
         query_mask [U, Le], key_mask [M, Lm]: uint8, or None.
     """
@@ -43,12 +43,18 @@ def operands(
     query_mask: Tensor | None,
     key_mask: Tensor | None,
     bf16: bool,
+    rows: Tensor | None = None,
 ) -> Operands:
-    """With ``bf16`` the products' operands are rounded, the key after the softmax scale was folded into it."""
+    """Operands of the entities ``rows`` [E] int64 of query and gate; None = all.
+
+    With ``bf16`` the products' operands are rounded, the key after the softmax scale was folded into it; the kernel
+    rounds queries of which only some rows count.
+    """
     scale = math.log2(math.e) / math.sqrt(query.shape[-1])
     if bf16 and key.dtype == torch.float32:
-        query, key, scale = query.bfloat16(), (key * scale).bfloat16(), 1.0
-    value, gate = value.float(), gate.float()
+        query = query.bfloat16() if rows is None else query
+        key, scale = (key * scale).bfloat16(), 1.0
+    value, gate = value.float(), (gate if rows is None else gate[rows]).float()
     centred = value - value.mean(dim=-1, keepdim=True)
     shift = gate @ norm_bias.float()
     masks = [None if mask is None else mask.contiguous().view(torch.uint8) for mask in (query_mask, key_mask)]

@@ -26,8 +26,11 @@ def scores(
 ) -> Tensor:
     from m3el_fast.kernels import g2l, g2l_operands
 
-    operands = g2l_operands.operands(query, key, value, gate, norm_weight, norm_bias, eps, query_mask, key_mask, bf16)
-    found: Tensor = g2l.scores(operands, rows, key.dtype)
+    with torch.cuda.device_of(key):
+        operands = g2l_operands.operands(
+            query, key, value, gate, norm_weight, norm_bias, eps, query_mask, key_mask, bf16, rows
+        )
+        found: Tensor = g2l.scores(operands, rows, key.dtype)
     return found
 
 
@@ -65,8 +68,11 @@ def pairs(
 ) -> Tensor:
     from m3el_fast.kernels import g2l, g2l_operands
 
-    operands = g2l_operands.operands(query, key, value, gate, norm_weight, norm_bias, eps, query_mask, key_mask, bf16)
-    found: Tensor = g2l.pairs(operands, mention, entity, key.dtype)
+    with torch.cuda.device_of(key):
+        operands = g2l_operands.operands(
+            query, key, value, gate, norm_weight, norm_bias, eps, query_mask, key_mask, bf16
+        )
+        found: Tensor = g2l.pairs(operands, mention, entity, key.dtype)
     return found
 
 
@@ -104,9 +110,10 @@ def backward(
 ) -> list[Tensor]:
     from m3el_fast.kernels import g2l_backward
 
-    found: list[Tensor] = g2l_backward.gradients(
-        gradient, query, key, value, gate, norm_weight, norm_bias, eps, query_mask, key_mask, bf16
-    )
+    with torch.cuda.device_of(key):
+        found: list[Tensor] = g2l_backward.gradients(
+            gradient, query, key, value, gate, norm_weight, norm_bias, eps, query_mask, key_mask, bf16
+        )
     return found
 
 

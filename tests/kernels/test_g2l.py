@@ -149,13 +149,14 @@ def test_masked_tokens_are_not_read() -> None:
     assert torch.equal(call(x, backend="triton", **own), wanted)
 
 
+@pytest.mark.parametrize("mode", ["fp32", "fp32-bf16"])
 @pytest.mark.parametrize("columns", [40, 300])
-def test_rows(columns: int) -> None:
+def test_rows(columns: int, mode: str) -> None:
     sizes = (7, 3, 2, columns, 96)
-    x, own = case(sizes, MODES["fp32"]), masks(sizes)
+    x, own = case(sizes, MODES[mode]), masks(sizes)
     rows = torch.tensor([6, 0, 0, 3, 6], device=DEVICE)
-    found = call(x, rows=rows, backend="triton", **own)
-    assert_near(found, expected(x, **own)[:, rows], MODES["fp32"].scores)
+    found = call(x, rows=rows, precision=MODES[mode].precision, backend="triton", **own)
+    assert_near(found, expected(x, **own)[:, rows], MODES[mode].scores)
 
 
 def test_bf16_query_with_fp32_keys() -> None:
