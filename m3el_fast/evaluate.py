@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from m3el_fast.config import DataConfig
 from m3el_fast.dataset import Split, load_dataset, load_split
+from m3el_fast.devices import add_device_option, named_device
 from m3el_fast.errors import InputError, run_command
 from m3el_fast.files import replace_file, require_file_target
 from m3el_fast.index import EntityIndex
@@ -65,11 +66,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", metavar="FILE", help="write the metrics as JSON too")
     parser.add_argument("--strict", action="store_true", help="an answer that is not in the KB is an error")
     parser.add_argument("--strict-images", action="store_true", help="a missing or unreadable image is an error")
+    add_device_option(parser)
     args = parser.parse_args(argv)
 
     if args.output:
         require_file_target(Path(args.output))
-    model = load_model(args.checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    device = named_device(args.device)
+    model = load_model(args.checkpoint).to(device)
     folder = checkpoint_data(model.config.data, args.data, "--data")
     changes = {"strict": args.strict, "strict_images": args.strict_images, "kb_mentions": 0}
     config = model.config.data.model_copy(update=changes)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from m3el_fast.data.images import ImageReport
 from m3el_fast.data.layout import KnowledgeBase, Mention, read_kb, valid_text
 from m3el_fast.dataset import kb_source, mention_source, open_images
+from m3el_fast.devices import add_device_option, named_device
 from m3el_fast.errors import InputError, run_command
 from m3el_fast.evaluate import checkpoint_data
 from m3el_fast.files import replace_file, require_file_target
@@ -86,17 +87,24 @@ class Linker:
         kb: str | Path | None = None,
         *,
         index: str | Path | None = None,
+        device: str | None = None,
         **options: Any,
     ) -> Linker:
         """Load a checkpoint (folder or Hub name) and a KB folder in the MIMIC layout (default: the training KB), or
         in its place the folder of an index.
 
+        Args:
+            device: ``cpu``, ``cuda`` or ``cuda:N``; None = a GPU where there is one.
+            options: of :class:`Linker`.
+
         Raises:
-            InputError: the checkpoint, the KB or the index cannot be used, or there are both.
+            InputError: the checkpoint, the KB, the index or the device cannot be used, or there are both a KB and an
+                index.
         """
         if kb is not None and index is not None:
             raise InputError("linker", "either a KB or an index", "both")
-        model = load_model(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+        place = named_device(device)
+        model = load_model(checkpoint).to(place)
         if index is not None:
             return cls(model, index=EntityIndex.open(Path(index), model), **options)
         folder = checkpoint_data(model.config.data, None if kb is None else str(kb), "kb")
@@ -248,6 +256,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", metavar="FILE", required=True, help="JSON Lines: each mention with its links")
     parser.add_argument("-k", type=int, default=10, help="links per mention (default 10)")
     parser.add_argument("--strict-images", action="store_true", help="a missing or unreadable image is an error")
+    add_device_option(parser)
     args = parser.parse_args(argv)
     if args.k < 1:
         raise InputError("-k", "at least 1", args.k)
@@ -255,7 +264,12 @@ def main(argv: list[str] | None = None) -> None:
     require_file_target(Path(args.output))
     records = read_jsonl(Path(args.input))
     linker = Linker.from_pretrained(
-        args.checkpoint, args.kb, index=args.index, strict_images=args.strict_images, progress=True
+        args.checkpoint,
+        args.kb,
+        index=args.index,
+        device=args.device,
+        strict_images=args.strict_images,
+        progress=True,
     )
     links, images = linker._link([request for _, request in records], args.k)
     # a lone surrogate, half of a character where a text was cut, is written as the escape that it was read from

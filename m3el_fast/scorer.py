@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Literal, TypeVar
 
@@ -12,12 +13,14 @@ from torch import Tensor
 
 from m3el_fast import ops
 from m3el_fast.errors import InputError
-from m3el_fast.features import Vectors
+from m3el_fast.features import Scores, Vectors
 from m3el_fast.index import EntityIndex
 from m3el_fast.matching import Side
 from m3el_fast.models import MELModel
+from m3el_fast.scoring.entities import entities_on
 from m3el_fast.scoring.identity import Identity
 from m3el_fast.scoring.margins import Margins, Stats
+from m3el_fast.scoring.memory import sizes_on
 from m3el_fast.scoring.pairs import PairScorer
 from m3el_fast.scoring.ranks import MarginTooSmall, RankCounter
 from m3el_fast.scoring.scan import Scanner
@@ -30,8 +33,7 @@ COMPONENTS = ("union", "text", "image", "cross")
 
 Candidates = Sequence[Sequence[str]]
 
-_MENTIONS = 64  # of a block: entity rows that a kernel repacked are used so many times
-_SAMPLE = 256  # pairs, at least, that the first margins come from
+_SAMPLE, _SAMPLED = 256, 2048  # pairs, at least, that the first margins come from, and entities, at most
 
 _Result = TypeVar("_Result")
 
@@ -52,8 +54,9 @@ class Scorer:
         model: in evaluation mode; index: built with the same weights.
         precision: ``exact``; ``fp32`` scans with fp32 products too; ``bf16`` settles in bf16 what a rounding of fp32
             could change, so that its errors, about 2^-9 of the attention's logits, stay in the results.
-        device: where blocks are scored; None = the model's.
-        block: entities scanned at a time; None = by the number of mentions.
+        device: where blocks are scored; None = the model's. The index is copied to a GPU once where it fits into 60% of
+            the free memory, else a block at a time for every scan, the next one while one is scored.
+        block: entities scanned at a time; None = by the number of mentions and, on a GPU, by the memory.
 
     Raises:
         InputError: the index is of another model, or an option is unknown.
@@ -72,17 +75,19 @@ class Scorer:
         if block is not None and block < 1:
             raise InputError("block", "at least 1", block)
         index.check(model)
-        self.model, self.index, self.precision = model, index, precision
-        self.device = model.device if device is None else torch.device(device)
-        scanning = ops.scan_precision() if precision == "exact" else precision
+        self.model, self.index, self.precision, self._block = model, index, precision, block
+        self.device = torch.empty(0, device=device or model.device).device  # "cuda" is the current one of several
+        scanning = ops.scan_precision(self.device) if precision == "exact" else precision
         settling: ops.Precision = "bf16" if precision == "bf16" else "fp32"
         matcher = model.matcher
         if self.device != model.device:
             matcher = copy.deepcopy(matcher).to(self.device)
-        self._identity = Identity(matcher, index)
-        self._scanner = Scanner(matcher, index, scanning, self.device, block)
-        self._whole = Scanner(matcher, index, settling, self.device, block)
-        self._pairs = PairScorer(matcher, index, self._identity, settling, self.device)
+        self._entities = entities_on(self.device, index)
+        self._sizes = sizes_on(self.device)
+        self._identity = Identity(matcher, index, self.device)
+        self._scanner = Scanner(matcher, self._entities, scanning)
+        self._whole = Scanner(matcher, self._entities, settling)
+        self._pairs = PairScorer(matcher, self._entities, self._identity, settling)
         self._margins = Margins(checked=precision != "bf16")
 
     @property
@@ -110,8 +115,8 @@ class Scorer:
                 parts.append(self._until_margin_holds(partial(self._select, block, k)))
             else:
                 parts.append(self._choose(block, k, rows[start : start + _count(block)]))
-        scores = {name: torch.cat([part.scores[name] for part in parts]) for name in parts[0].scores}
-        return TopK(torch.cat([part.rows for part in parts]), scores)
+        scores = {name: torch.cat([part.scores[name] for part in parts]).cpu() for name in parts[0].scores}
+        return TopK(torch.cat([part.rows for part in parts]).cpu(), scores)
 
     @torch.inference_mode()
     def ranks(self, mentions: Side, gold: Tensor) -> dict[str, Tensor]:
@@ -124,12 +129,13 @@ class Scorer:
         Raises:
             InputError: a gold is not a live row of the index, or a feature is not finite.
         """
-        self._check_gold(gold, _count(mentions))
+        self._check_gold(gold.cpu(), _count(mentions))
+        gold = gold.to(self.device)
         parts = [
             self._until_margin_holds(partial(self._rank, block, gold[start : start + _count(block)]))
             for start, block in self._blocks(mentions)
         ]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
     @torch.inference_mode()
     def scores(self, mentions: Side) -> Tensor:
@@ -153,7 +159,7 @@ class Scorer:
             InputError: as :meth:`topk`.
         """
         if candidates is None:
-            return self._matrix(mentions, None)
+            return self._matrix(mentions, tuple(field.name for field in fields(Scores)))
         rows = self._candidate_rows(candidates, _count(mentions))
         width = max(map(len, rows), default=0)
         parts: list[Vectors] = []
@@ -162,18 +168,18 @@ class Scorer:
             mention, row = _listed(own)
             place = torch.cat([torch.arange(len(one)) for one in own]) if own else mention
             blank = torch.full((len(own), width), -torch.inf)
-            scores = self._settled(block, mention, row)
-            parts.append({name: blank.index_put((mention, place), score) for name, score in scores.items()})
+            scores = self._settled(block, mention.to(self.device), row.to(self.device))
+            parts.append({name: blank.index_put((mention, place), score.cpu()) for name, score in scores.items()})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     # -- one block of mentions ----------------------------------------------------------------------------------------
 
     def _select(self, mentions: Side, k: int) -> TopK:
         margin = self._margins.of("union")
-        selection = Selection(_count(mentions), k, margin)
+        selection = Selection(_count(mentions), k, margin, self.device)
         # with k identical ones ahead of it, which win ties, an entity is not among the k best
-        eligible = self.index.live & (self._identity.occurrence < k)
-        for block in self._scanner.scan(mentions):
+        eligible = self._entities.live & (self._identity.occurrence < k)
+        for block in self._scanner.scan(mentions, self._size(mentions), ("union",)):
             selection.offer(block.scores["union"], block.start, eligible[block.start : block.stop])
             self._margins.count(scanned=block.scores["union"].numel())
         mention, row, scanned = selection.entries()
@@ -183,15 +189,15 @@ class Scorer:
         return best(mention, row, scores, _count(mentions), k)
 
     def _choose(self, mentions: Side, k: int, rows: list[Tensor]) -> TopK:
-        mention, row = _listed([one.unique() for one in rows])
+        mention, row = (column.to(self.device) for column in _listed([one.unique() for one in rows]))
         return best(mention, row, self._settled(mentions, mention, row), len(rows), k)
 
     def _rank(self, mentions: Side, gold: Tensor) -> dict[str, Tensor]:
-        own = self._settled(mentions, torch.arange(len(gold)), gold)
+        own = self._settled(mentions, torch.arange(len(gold), device=self.device), gold)
         counters = {name: self._counter(name, mentions, gold, own[name]) for name in COMPONENTS if name in own}
-        for block in self._scanner.scan(mentions):
+        for block in self._scanner.scan(mentions, self._size(mentions), counters):
             rows = slice(block.start, block.stop)
-            live = self.index.live[rows].long()
+            live = self._entities.live[rows].long()
             for name, counter in counters.items():
                 if name == "image":
                     assert block.distinct is not None
@@ -205,8 +211,8 @@ class Scorer:
 
     def _counter(self, name: str, mentions: Side, gold: Tensor, own: Tensor) -> RankCounter:
         margin = self._margins.of(name)
-        keys = self.index.image_index if name == "image" else self._identity.of(name)
-        identical = keys[self.index.live].bincount(minlength=int(keys.max()) + 1)[keys[gold]]
+        keys = self._entities.image_index if name == "image" else self._identity.of(name)
+        identical = keys[self._entities.live].bincount()[keys[gold]]
 
         def settle(mention: Tensor, unit: Tensor) -> Tensor:
             self._margins.count(settled=len(unit))
@@ -222,14 +228,15 @@ class Scorer:
         own = own.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
         return RankCounter(own, keys[gold], identical, margin, settle, holds)
 
-    def _matrix(self, mentions: Side, names: tuple[str, ...] | None) -> dict[str, Tensor]:
+    def _matrix(self, mentions: Side, names: tuple[str, ...]) -> dict[str, Tensor]:
         """Scores [M, E] of all live entities, those of identical ones copied from their leader."""
         parts: list[Vectors] = []
         for _, side in self._blocks(mentions):
-            blocks = [{name: b.scores[name] for name in names or b.scores} for b in self._whole.scan(side)]
+            scanned = self._whole.scan(side, self._size(side), names)
+            blocks = [{name: score.cpu() for name, score in block.scores.items()} for block in scanned]
             whole = {name: torch.cat([b[name] for b in blocks], dim=1) for name in blocks[0]}
-            live = self.index.live
-            parts.append({name: score[:, self._identity.of(name)[live]] for name, score in whole.items()})
+            live = self._entities.live
+            parts.append({name: score[:, self._identity.of(name)[live].cpu()] for name, score in whole.items()})
             self._margins.count(scanned=_count(side) * self.index.rows)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -243,11 +250,11 @@ class Scorer:
                 self._margins.count(repeats=1)
 
     def _calibrate(self, mentions: Side) -> None:
-        """The first margins, from pairs spread over the first block of entities."""
-        block = next(self._scanner.scan(mentions))
+        """The first margins, from pairs spread over the first entities."""
+        block = next(self._scanner.scan(mentions, min(_SAMPLED, self._size(mentions)), COMPONENTS))
         count, width = block.scores["union"].shape
         step = (width * count // max(_SAMPLE, 8 * count)) | 1  # odd, so that mentions meet different entities
-        pairs = torch.arange(0, count * width, step)
+        pairs = torch.arange(0, count * width, step, device=self.device)
         mention, column = pairs // width, pairs % width
         settled = self._settled(mentions, mention, column + block.start)
         settled = {name: settled[name] for name in COMPONENTS if name in settled}
@@ -261,8 +268,10 @@ class Scorer:
 
     def _blocks(self, mentions: Side) -> Iterator[tuple[int, Side]]:
         _check_finite(mentions)
-        for start in range(0, max(1, _count(mentions)), _MENTIONS):
-            part = mentions.take(slice(start, start + _MENTIONS))
+        count = _count(mentions)
+        size = self._sizes.mentions_of(count)
+        for start in range(0, max(1, count), size):
+            part = mentions.take(slice(start, start + size))
             index = torch.arange(_count(part)) if part.image_index is None else part.image_index
             item, visual = (
                 {name: _working(tensor, self.device) for name, tensor in tensors.items()}
@@ -272,6 +281,10 @@ class Scorer:
             if not self._margins.calibrated and _count(side):
                 self._calibrate(side)
             yield start, side
+
+    def _size(self, mentions: Side) -> int:
+        """Entities to scan at a time."""
+        return self._block or self._sizes.entities_with(_count(mentions))
 
     def _candidate_rows(self, candidates: Candidates, mentions: int) -> list[Tensor]:
         if len(candidates) != mentions:

@@ -99,7 +99,7 @@ def key_of(planted: Planted, component: str) -> Tensor:
 @pytest.fixture(autouse=True)
 def _scan_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also on machines that would not, where the reference does it."""
-    monkeypatch.setattr(ops, "scan_precision", lambda: "bf16")
+    monkeypatch.setattr(ops, "scan_precision", lambda device: "bf16")
 
 
 # -- the oracle -------------------------------------------------------------------------------------------------------

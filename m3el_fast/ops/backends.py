@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from m3el_fast.ops import gpu
@@ -38,3 +39,15 @@ def choose(backend: Backend, tensor: Tensor, native: str | None, triton: str | N
     if obstacle:
         raise ValueError(f"backend {backend!r}: {obstacle}; 'auto' and 'reference' do")
     return backend
+
+
+def scan_precision(device: torch.device | None = None) -> Literal["fp32", "bf16"]:
+    """The precision of products in which ``device`` (None = the CPU) scores fastest: bf16 on a GPU with Triton, and on
+    a CPU with instructions for it.
+
+    Raises:
+        RuntimeError: the environment variable M3EL_CPU_ISA names no level of this machine.
+    """
+    if device is not None and device.type == "cuda":
+        return "fp32" if gpu.MISSING else "bf16"
+    return cpu.scan_precision()

@@ -15,27 +15,30 @@ class Identity:
     """Entities are identical in a component if all that it reads of them is equal: text, image, or both.
 
     A *leader* is the lowest row, live or not, of those that are identical.
+
+    Args:
+        device: of the tensors given.
     """
 
-    def __init__(self, matcher: Matcher, index: EntityIndex) -> None:
-        self._index = index
+    def __init__(self, matcher: Matcher, index: EntityIndex, device: torch.device | str = "cpu") -> None:
+        self._index, self._device = index, device
         self._reads_text = matcher.text is not None or matcher.cross is not None
         self._reads_image = matcher.image is not None or matcher.cross is not None
 
     @cached_property
     def text(self) -> Tensor:
         """[rows] int64, the leader of each row by text alone."""
-        return _leaders(self._index.text_key)
+        return self._leaders(self._index.text_key)
 
     @cached_property
     def image(self) -> Tensor:
         """[rows] int64, the leader of each row by image alone."""
-        return _leaders(self._index.image_index)
+        return self._leaders(self._index.image_index)
 
     @cached_property
     def both(self) -> Tensor:
         """[rows] int64, the leader of each row by text and image."""
-        return _leaders(self._index.union_key)
+        return self._leaders(self._index.union_key)
 
     @property
     def union(self) -> Tensor:
@@ -53,18 +56,17 @@ class Identity:
     @cached_property
     def occurrence(self) -> Tensor:
         """[rows] int64: how many earlier live rows are identical to each row in the union score."""
-        live = self._index.live.long()
+        live = self._index.live.long().to(self._device)
         order = self.union.argsort(stable=True)
         earlier = live[order].cumsum(0) - live[order]
         first = _starts(self.union[order])
         before = earlier[first][first.long().cumsum(0) - 1]  # live rows ahead of each row's group
         return torch.empty_like(order).index_put((order,), earlier - before)
 
-
-def _leaders(keys: Tensor) -> Tensor:
-    distinct, group = keys.unique(return_inverse=True)
-    first = torch.full((len(distinct),), len(keys)).scatter_reduce(0, group, torch.arange(len(keys)), "amin")
-    return first[group]
+    def _leaders(self, keys: Tensor) -> Tensor:
+        distinct, group = keys.unique(return_inverse=True)
+        first = torch.full((len(distinct),), len(keys)).scatter_reduce(0, group, torch.arange(len(keys)), "amin")
+        return first[group].to(self._device)
 
 
 def _starts(groups: Tensor) -> Tensor:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from m3el_fast.features import Vectors
-from m3el_fast.index import EntityIndex
 from m3el_fast.matching import Matcher, Side, unit
 from m3el_fast.ops import Precision, inner_pairs
+from m3el_fast.scoring.entities import Entities, Gathered
 from m3el_fast.scoring.identity import Identity
 
 _CHUNK = 8192  # pairs gathered at a time: two vectors of 700 fp32 values each are 46 MB
 
-Gather = Callable[[Tensor], Iterator[tuple[slice, Mapping[str, Tensor], Tensor]]]
+Gather = Callable[[Tensor], Gathered]
 Score = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
 
 
 class PairScorer:
-    """Component scores of pairs of mentions and entities.
+    """Component scores of pairs of mentions and entities, on the entities' device.
 
     Each distinct pair of a mention and an entity's leader (:class:`Identity`) is scored once, so that identical
     entities have bitwise identical scores.
@@ -29,11 +29,8 @@ class PairScorer:
         precision: of G2L's products.
     """
 
-    def __init__(
-        self, matcher: Matcher, index: EntityIndex, identity: Identity, precision: Precision, device: torch.device
-    ) -> None:
-        self.matcher, self.index, self.identity = matcher, index, identity
-        self.precision, self.device = precision, device
+    def __init__(self, matcher: Matcher, entities: Entities, identity: Identity, precision: Precision) -> None:
+        self.matcher, self.entities, self.identity, self.precision = matcher, entities, identity, precision
 
     def scores(self, mentions: Side, mention: Tensor, row: Tensor, component: str = "union") -> Vectors:
         """Scores [P] by name of the pairs (mention[i], row[i]), [P] int64 rows of ``mentions`` and of the index.
@@ -45,7 +42,7 @@ class PairScorer:
         if component in ("text", "union") and self.matcher.text is not None:
             parts["text"] = self._text(mentions, mention, row)
         if component in ("image", "union") and self.matcher.image is not None:
-            parts["image"] = self.image(mentions, mention, self.index.image_index[row])
+            parts["image"] = self.image(mentions, mention, self.entities.image_index[row])
         if component in ("cross", "union") and self.matcher.cross is not None:
             parts |= self._cross(mentions, mention, row)
         scores = {name: score for name, score in vars(self.matcher.combine(parts)).items() if score is not None}
@@ -59,8 +56,7 @@ class PairScorer:
         def score(visual: Mapping[str, Tensor], own: Tensor, local: Tensor) -> Tensor:
             return matching.pairs(mentions.visual, visual, own, local, self.precision)
 
-        own = mentions.image_index.cpu()[mention]
-        return self._distinct(own, image, self.index.visual, score)
+        return self._distinct(mentions.image_index[mention], image, self.entities.visual, score)
 
     def _text(self, mentions: Side, mention: Tensor, row: Tensor) -> Tensor:
         assert self.matcher.text is not None
@@ -69,7 +65,7 @@ class PairScorer:
         def score(item: Mapping[str, Tensor], own: Tensor, local: Tensor) -> Tensor:
             return matching.pairs(side, unit(item, "text"), own, local, self.precision)
 
-        return self._distinct(mention, self.identity.text[row], self.index.items, score)
+        return self._distinct(mention, self.identity.text[row], self.entities.items, score)
 
     def _cross(self, mentions: Side, mention: Tensor, row: Tensor) -> Vectors:
         parts = {}
@@ -80,29 +76,19 @@ class PairScorer:
             ) -> Tensor:
                 return inner_pairs(side, item[f"cross.{name}"], own, local)
 
-            parts[name] = self._distinct(mention, self.identity.both[row], self.index.items, score)
+            parts[name] = self._distinct(mention, self.identity.both[row], self.entities.items, score)
         return parts
 
     def _distinct(self, mention: Tensor, row: Tensor, gather: Gather, score: Score) -> Tensor:
         """Scores [P] of pairs, each distinct one computed once, file by file in the order of their rows."""
         if not len(row):
-            return torch.empty(0)
+            return torch.empty(0, device=row.device)
         width = int(mention.max()) + 1
         pairs, back = (row * width + mention).unique(return_inverse=True)  # sorted by row
-        values = torch.empty(len(pairs))
+        values = torch.empty(len(pairs), device=row.device)
         for start in range(0, len(pairs), _CHUNK):
             own, rows = pairs[start : start + _CHUNK] % width, pairs[start : start + _CHUNK] // width
             for piece, tensors, local in gather(rows):
                 order = own[piece].argsort(stable=True)  # kernels are fastest with equal mentions together
-                tensors, local = fetch(tensors, local[order], self.device)
-                found = score(tensors, own[piece][order].to(self.device), local)
-                values[start + piece.start + order] = found.cpu()
+                values[start + piece.start + order] = score(tensors, own[piece][order], local[order])
         return values[back]
-
-
-def fetch(tensors: Mapping[str, Tensor], rows: Tensor, device: torch.device) -> tuple[Mapping[str, Tensor], Tensor]:
-    """Mapped tensors and the rows wanted of them: as they are on a CPU, else the rows alone, on ``device``."""
-    if device.type == "cpu":
-        return tensors, rows
-    wanted = {name: tensor[rows].to(device) for name, tensor in tensors.items()}
-    return wanted, torch.arange(len(rows), device=device)

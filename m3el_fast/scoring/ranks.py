@@ -18,7 +18,7 @@ class MarginTooSmall(Exception):
 
 
 class RankCounter:
-    """Counts one component's entities above and level with each gold of M mentions.
+    """Counts one component's entities above and level with each gold of M mentions, on the device of the scores.
 
     What is scored are units: rows of entities, or of distinct images.
 
@@ -35,33 +35,27 @@ class RankCounter:
         self, gold: Tensor, key: Tensor, identical: Tensor, margin: float, settle: Settle, holds: Holds
     ) -> None:
         self._gold, self._key, self._settle, self._holds = gold, key, settle, holds
-        self._low, self._high = gold - margin, gold + margin
-        self._above = torch.zeros(len(gold), dtype=torch.int64)
+        self._low, self._high = (gold - margin)[:, None], (gold + margin)[:, None]
+        self._above = torch.zeros_like(key)
         self._level = identical - 1
-        self._open: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._open: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
         self._count = 0
 
     def add(self, scores: Tensor, units: Tensor, keys: Tensor, weights: Tensor) -> None:
         """Take in the scores [M, n] of ``units`` [n] int64 with their ``keys`` [n]; each stands for as many live
-        entities as its weight [n] int64 says.
+        entities as its weight [n] int64 says. Waits for the device once, for the number of what stays open.
 
         Raises:
             MarginTooSmall: count again from the start.
         """
-        # all that is not clearly below; the bounds of an infinite gold may be NaN, and then that is everything
-        mention, column = (~(scores < self._low[:, None])).nonzero(as_tuple=True)
-        score, weight = scores[mention, column], weights[column]
-        identical = keys[column] == self._key[mention]
-        if not self._holds(score[identical], self._gold[mention[identical]]):
-            raise MarginTooSmall
-        above = score > self._high[mention]
-        self._above.index_add_(0, mention, weight * (above & ~identical))
-        between = ~above & ~identical & (weight > 0)
-        if between.any():
-            self._open.append((mention[between], units[column[between]], weight[between], score[between]))
-            self._count += len(self._open[-1][0])
-            if self._count > _FLUSH:
-                self._flush()
+        # the bounds of an infinite gold may be NaN, and then nothing is clear
+        above = (scores > self._high) & (keys != self._key[:, None])
+        self._above += torch.where(above, weights, 0).sum(dim=1)
+        mention, column = (~(scores < self._low) & ~above).nonzero(as_tuple=True)
+        self._open.append((mention, units[column], keys[column], weights[column], scores[mention, column]))
+        self._count += len(mention)
+        if self._count > _FLUSH:
+            self._flush()
 
     def ranks(self) -> Tensor:
         """1 + entities above the gold + half of the others level with it, [M] fp64. Raises as :meth:`add`."""
@@ -70,11 +64,17 @@ class RankCounter:
         return 1 + self._above.double() + self._level.double() / 2
 
     def _flush(self) -> None:
-        mention, unit, weight, scanned = (torch.cat(column) for column in zip(*self._open, strict=True))
-        settled = self._settle(mention, unit)
+        mention, unit, key, weight, scanned = (torch.cat(column) for column in zip(*self._open, strict=True))
+        self._open, self._count = [], 0
+        identical = key == self._key[mention]
+        rest = ~identical & (weight > 0)
+        self._check(scanned[identical], self._gold[mention[identical]])
+        mention, unit, weight, scanned = (column[rest] for column in (mention, unit, weight, scanned))
+        settled, own = self._settle(mention, unit), self._gold[mention]
+        self._check(scanned, settled)
+        self._above.index_add_(0, mention, weight * (settled > own))
+        self._level.index_add_(0, mention, weight * (settled == own))
+
+    def _check(self, scanned: Tensor, settled: Tensor) -> None:
         if not self._holds(scanned, settled):
             raise MarginTooSmall
-        own = self._gold[mention]
-        self._above.index_add_(0, mention, weight * (settled > own))
-        self._level = self._level.index_add(0, mention, weight * (settled == own))
-        self._open, self._count = [], 0

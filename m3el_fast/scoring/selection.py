@@ -27,22 +27,24 @@ class TopK:
 
 
 class Selection:
-    """Every entry of M mentions whose exact score may be among the k best.
+    """Every entry of M mentions whose exact score may be among the k best, on the device of the scores.
 
     If no scanned score is off by more than ``margin``, an entry that lies more than twice that below the k-th best
     scanned score cannot be.
     """
 
-    def __init__(self, mentions: int, k: int, margin: float) -> None:
+    def __init__(self, mentions: int, k: int, margin: float, device: torch.device) -> None:
         self.k, self.margin = k, margin
-        self._best = torch.full((mentions, k), -math.inf)
+        self._best = torch.full((mentions, k), -math.inf, device=device)
         self._entries: list[tuple[Tensor, Tensor, Tensor]] = []
         self._count, self._limit = 0, _COMPACT
 
     def offer(self, scores: Tensor, start: int, eligible: Tensor) -> None:
-        """Take in the scores [M, n] of the rows from ``start`` on, of which ``eligible`` [n] bool may be chosen."""
-        if not eligible.all():
-            scores = scores.masked_fill(~eligible, -math.inf)
+        """Take in the scores [M, n] of the rows from ``start`` on, of which ``eligible`` [n] bool may be chosen.
+
+        Waits for the device twice, for the number of mentions and of entries that it concerns.
+        """
+        scores = scores.masked_fill(~eligible, -math.inf)
         better = (scores.amax(dim=1) > self._best[:, -1]).nonzero()[:, 0]
         if len(better):
             pool = torch.cat([self._best[better], scores[better]], dim=1)
@@ -73,9 +75,9 @@ def best(mention: Tensor, row: Tensor, scores: Mapping[str, Tensor], mentions: i
     order = order[union[order].argsort(descending=True, stable=True)]
     order = order[mention[order].argsort(stable=True)]
     count = mention.bincount(minlength=mentions)
-    place = torch.arange(len(order)) - (count.cumsum(0) - count)[mention[order]]
+    place = torch.arange(len(order), device=row.device) - (count.cumsum(0) - count)[mention[order]]
     order, place = order[place < k], place[place < k]
     at = (mention[order], place)
-    rows = torch.full((mentions, k), -1).index_put(at, row[order])
-    blank = torch.full((mentions, k), -math.inf)
+    rows = row.new_full((mentions, k), -1).index_put(at, row[order])
+    blank = union.new_full((mentions, k), -math.inf)
     return TopK(rows, {name: blank.index_put(at, score[order]) for name, score in scores.items()})
