@@ -350,10 +350,10 @@ COMPILE_CASES = [
     *(compile_case(k, k, n, 96, form=f) for f in ("pairs", "weights") for n in (40, 50) for k in (_HALF, _FULL)),
     *(compile_case(q, _HALF, 40, 96, form="rows") for q in (_HALF, _FULL)),
     compile_case(_HALF, _HALF, 40, 96, masks=True),
-    compile_case(_FULL, _FULL, 50, 96, masks=True),
+    compile_case(_FULL, _FULL, 50, 96, masks=True, spill_bytes=288),
     # a CLIP of 336 pixels and patches of 14, the widest model, and an odd one
     compile_case(_HALF, _HALF, 577, 96),
     compile_case(_FULL, _FULL, 577, 256),
     compile_case(_HALF, _HALF, 77, 256),
-    compile_case(_FULL, _FULL, 13, 100, spill_bytes=384),
+    compile_case(_FULL, _FULL, 13, 100, spill_bytes=544),
 ]

@@ -38,17 +38,15 @@ def forward_tiles(columns: int, d: int, item: int, most: int = 4) -> Tiles:
     """
     n1, n2 = split(columns, 8)
     d1, d2 = split(d, 16)
-    if item == 4:
-        shapes = [(1, 128, 8, 2), (1, 64, 4, 2), (1, 32, 4, 2), (1, 16, 4, 1)]
-    else:
-        shapes = [(4, 64, 4, 3), (2, 128, 8, 2), (1, 64, 4, 2), (1, 32, 4, 2), (1, 16, 4, 1)]
+    # two programs of 4 warps on a multiprocessor: the products of one run beside the softmax of the other
+    shapes = [(4, 64), (2, 64)] * (item == 2) + [(1, 64), (1, 32), (1, 16)]
     constexprs = {"N1": n1, "N2": n2, "D1": d1, "D2": d2, "STREAM": 0}
-    for mentions, rows, warps, stages in shapes:
-        values = rows * mentions * (n1 + n2) // (32 * warps)  # logits of a thread, and as many column means
-        shared = (mentions * (n1 + n2) + rows * max(1, stages - 1)) * (d1 + d2) * item
+    for mentions, rows in shapes:
+        values = rows * mentions * (n1 + n2) // 128  # logits of a thread, and as many column means
+        shared = (mentions * (n1 + n2) + rows) * (d1 + d2) * item
         if mentions <= most and values <= 80 and shared <= _SHARED_BYTES:
             sizes = {"ROWS": rows, "MB": mentions}
-            return Tiles(sizes | constexprs, {"num_warps": warps, "num_stages": stages})
+            return Tiles(sizes | constexprs, {"num_warps": 4, "num_stages": 2})
     sizes = {"ROWS": 16, "MB": 1} | constexprs | {"D1": 16, "D2": 0, "STREAM": 1}
     return Tiles(sizes, {"num_warps": 8, "num_stages": 1})
 

@@ -10,13 +10,6 @@ from m3el_fast.config import M3ELConfig, MIMICConfig
 from m3el_fast.features import FeatureDims, Scores
 
 
-def duplicate_pairs(gold: Tensor) -> Tensor:
-    """[B, B] bool: pairs (i, j), i != j, whose gold entity (ids [B]) is the same."""
-    same = gold[:, None] == gold[None]
-    same.fill_diagonal_(False)
-    return same
-
-
 class MCLETHead(nn.Module):
     """The projection in front of the MCLET loss, shared by both sides: normalize(Linear(ELU(Linear(x))))."""
 
@@ -39,21 +32,39 @@ class ContrastiveLoss(nn.Module):
         self.image_head = MCLETHead(dims.image_global) if heads else None
 
     def forward(
-        self, entity: tuple[Tensor, Tensor], mention: tuple[Tensor, Tensor], duplicates: Tensor | None = None
+        self,
+        entity: tuple[Tensor, Tensor],
+        mention: tuple[Tensor, Tensor],
+        gold: Tensor | None = None,
+        anchors: range | None = None,
     ) -> Tensor:
-        """Scalar loss of (text_global [B, dt], image_global [B, dv]) of entities and mentions."""
-        text = self._one(entity[0], mention[0], self.text_head, duplicates)
-        image = self._one(entity[1], mention[1], self.image_head, duplicates)
+        """Scalar loss of (text_global [B, dt], image_global [B, dv]) of entities and mentions.
+
+        Args:
+            gold: [B] int64, the entities, of which equal ones are not each other's negatives.
+            anchors: the rows whose losses count; None = all.
+        """
+        text = self._one(entity[0], mention[0], self.text_head, gold, anchors)
+        image = self._one(entity[1], mention[1], self.image_head, gold, anchors)
         return (text + image) / 2
 
-    def _one(self, entity: Tensor, mention: Tensor, head: MCLETHead | None, duplicates: Tensor | None) -> Tensor:
+    def _one(
+        self, entity: Tensor, mention: Tensor, head: MCLETHead | None, gold: Tensor | None, anchors: range | None
+    ) -> Tensor:
         c = self.config
         if head is not None:
-            return ops.mclet_loss(head(entity), head(mention), tau=c.mclet_tau, duplicates=duplicates)
+            return ops.mclet_loss(head(entity), head(mention), tau=c.mclet_tau, duplicates=gold, anchors=anchors)
         if c.contrastive == "infonce":
-            return ops.infonce_loss(entity, mention, duplicates)
+            return ops.infonce_loss(entity, mention, duplicates=gold, anchors=anchors)
         return ops.icl_loss(
-            entity, mention, tau=c.tau, beta=c.beta, gamma=c.gamma, variant=c.icl_variant, duplicates=duplicates
+            entity,
+            mention,
+            tau=c.tau,
+            beta=c.beta,
+            gamma=c.gamma,
+            variant=c.icl_variant,
+            duplicates=gold,
+            anchors=anchors,
         )
 
 
@@ -64,7 +75,7 @@ def matching_losses(
 
     Args:
         scores: [b, B] of b mentions against all entities of the batch; the gold of row i is column ``first + i``.
-        duplicates: [b, B] bool, columns other than the gold to leave out.
+        duplicates: [b, B] bool, columns to leave out; the gold itself stays.
     """
     if isinstance(config, MIMICConfig):
         trained = {"union": True, "text": True, "image": True, "cross": True}

@@ -20,7 +20,7 @@ from m3el_fast.errors import InputError
 from m3el_fast.features import Features, Inputs, Scores, TowerOutputs
 from m3el_fast.files import replace_folder
 from m3el_fast.gather import gather_rows, world
-from m3el_fast.losses import ContrastiveLoss, duplicate_pairs, matching_losses
+from m3el_fast.losses import ContrastiveLoss, matching_losses
 from m3el_fast.matching import Side, build_matcher
 
 CONFIG_FILE = "config.yaml"
@@ -83,15 +83,16 @@ class MELModel(nn.Module, ModelHubMixin, library_name="m3el_fast", tags=["entity
         """As :meth:`forward`, from features."""
         rank, processes = world()
         first = rank * len(mentions)
-        pairs = duplicate_pairs(gather_rows(gold)) if self.config.model.mask_duplicates else None
-        rows = None if pairs is None else pairs[first : first + len(mentions)]
+        own = range(first, first + len(mentions))
+        everyone = gather_rows(gold) if self.config.model.mask_duplicates else None
+        duplicates = None if everyone is None else gold[:, None] == everyone
         side = self.matcher.entity_side(entities)
         if processes > 1:
             side = side.map(gather_rows)
         scores: Scores = self.matcher.score(self.matcher.mention_side(mentions), side)
-        losses = matching_losses(scores, self.config.model, rows, first)
+        losses = matching_losses(scores, self.config.model, duplicates, first)
         if self.contrastive is not None:
-            losses["contrastive"] = self.contrastive(_globals(entities), _globals(mentions), pairs)
+            losses["contrastive"] = self.contrastive(_globals(entities), _globals(mentions), everyone, own)
         return {"total": torch.stack(list(losses.values())).sum(), **losses}
 
     # -- checkpoint ------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from m3el_fast import ops
 from m3el_fast.config import M3ELConfig
 from m3el_fast.features import Features
 from m3el_fast.losses import ContrastiveLoss
@@ -127,6 +128,25 @@ def test_contrastive_losses_without_the_pairs_of_one_gold(
             pair = [projection(value) for value in pair]
         parts.append(by_anchor(anchor, *pair))
     torch.testing.assert_close(found, torch.stack(parts).mean())
+
+
+@pytest.mark.parametrize("switches", [switches for switches, _ in CONTRASTIVE.values()], ids=CONTRASTIVE)
+def test_a_process_of_several_takes_its_own_anchors(switches: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the second of two processes, whose neighbour has the same batch: rows 6 to 11 against all twelve."""
+    model = small(**switches, mask_duplicates=True).double()
+    monkeypatch.setattr("m3el_fast.models.world", lambda: (1, 2))
+    monkeypatch.setattr("m3el_fast.models.gather_rows", lambda tensor: torch.cat([tensor, tensor]))
+    seen = []
+    for name in ("icl_loss", "infonce_loss", "mclet_loss"):
+        loss = getattr(ops, name)
+
+        def spy(*features: Tensor, loss: Callable[..., Tensor] = loss, **options: Any) -> Tensor:
+            seen.append((len(features[0]), options["anchors"]))
+            return loss(*features, **options)
+
+        monkeypatch.setattr(ops, name, spy)
+    model.losses(fp64_features(model, 1), fp64_features(model, 2), GOLD)
+    assert seen == [(12, range(6, 12))] * 2
 
 
 @pytest.mark.parametrize("switches", [{}, {"union": "released"}, {"type": "mimic"}], ids=str)

@@ -1,23 +1,25 @@
 """The one public face of every kernel: checks the arguments, chooses the backend, runs the op.
 
-| op | reference | native: CPU, fp32 tensors |
-|---|---|---|
-| icl_loss, infonce_loss, mclet_loss | both variants, duplicates mask | - |
-| g2l_scores | mean, max and soft pooling, masks | mean pooling, masks, bf16 query and gate; gradient without rows |
-| g2l_pairs | mean, max and soft pooling, masks | mean pooling, masks, bf16 query and gate; forward |
-| cross_modal_context | bidirectional and T2V-only form | - |
-| inner_scores, inner_pairs, dual_scores, dual_pairs | yes | forward |
-| topk, topk_merge, rerank_topk | yes | forward |
+| op | reference | native: CPU, fp32 tensors | triton: GPU, fp32, bf16 and fp16 tensors |
+|---|---|---|---|
+| icl_loss, infonce_loss, mclet_loss | both variants, duplicates, anchors | - | the same; gradient |
+| g2l_scores | mean, max and soft pooling, masks | mean pooling, masks, bf16 query and gate; gradient without rows | as native, up to 1,024 mention tokens |
+| g2l_pairs | mean, max and soft pooling, masks | mean pooling, masks, bf16 query and gate; forward | as native |
+| cross_modal_context | bidirectional and T2V-only form | - | both forms, d up to 256; gradient but for head_weight |
+| dual_scores | yes | forward | gradient |
+| inner_scores, inner_pairs, dual_pairs | yes | forward | - |
+| topk, topk_merge, rerank_topk | yes | forward | - |
 
-``backend="auto"`` takes the native kernel where it covers the arguments, else the reference; an explicit one is taken
-or refused with the reason. The native kernels have the levels scalar, avx2, avx512, avx512bf16 and amx; the
-environment variable M3EL_CPU_ISA forces one.
+``backend="auto"`` takes Triton's kernel for tensors on a GPU and the native one for others where it covers the
+arguments, else the reference; an explicit one is taken or refused with the reason. The native kernels have the levels
+scalar, avx2, avx512, avx512bf16 and amx; the environment variable M3EL_CPU_ISA forces one. With TRITON_INTERPRET=1,
+set before Python starts, Triton's kernels also run on CPU tensors, slowly, where they are asked for.
 """
 
+from m3el_fast.ops.backends import scan_precision
 from m3el_fast.ops.cross_modal import cross_modal_context
 from m3el_fast.ops.g2l import Precision, g2l_pairs, g2l_scores
 from m3el_fast.ops.losses import icl_loss, infonce_loss, mclet_loss
-from m3el_fast.ops.native import scan_precision
 from m3el_fast.ops.products import (
     dual_constants,
     dual_pairs,

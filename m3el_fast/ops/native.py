@@ -15,6 +15,8 @@ from m3el_fast.ops.build import native_report
 
 MISSING = native_report().missing
 
+NO_KERNEL = "this op has no native kernel"
+
 _FAST_BF16 = (3, 4)  # avx512bf16 and amx, of cpu_isa()
 
 

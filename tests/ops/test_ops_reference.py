@@ -76,6 +76,47 @@ def test_icl_survives_extreme_temperatures() -> None:
     assert float(value.detach()) == pytest.approx(0.0, abs=1e-3)
 
 
+LOSSES = {
+    "icl-paper": lambda e, m, **options: ops.icl_loss(e, m, tau=0.2, beta=0.6, gamma=1.2, **options),
+    "icl-released": lambda e, m, **options: ops.icl_loss(e, m, tau=0.2, variant="released", **options),
+    "infonce": ops.infonce_loss,
+    "mclet": ops.mclet_loss,
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "duplicates-masked"])
+def test_losses_of_slices_of_anchors_add_up(name: str, masked: bool) -> None:
+    inputs = [randn(7, 5, seed=1), randn(7, 5, seed=2)]
+    duplicates = torch.tensor([3, 9, 3, 1, 9, 3, 2]) if masked else None
+    whole = LOSSES[name](*inputs, duplicates=duplicates)
+    cuts = [range(0, 1), range(1, 5), range(5, 7)]
+    parts = [len(rows) * LOSSES[name](*inputs, duplicates=duplicates, anchors=rows) for rows in cuts]
+    same_with_gradients(torch.stack(parts).sum() / 7, whole, inputs)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_duplicates_by_entity_are_those_by_pair(name: str) -> None:
+    inputs, gold = [randn(6, 5, seed=1), randn(6, 5, seed=2)], torch.tensor([4, 7, 4, 1, 7, 4])
+    for anchors in (None, range(2, 5)):
+        by_entity, by_pair, without = (
+            LOSSES[name](*inputs, duplicates=d, anchors=anchors) for d in (gold, gold[:, None] == gold, None)
+        )
+        same_with_gradients(by_entity, by_pair, inputs)
+        assert by_entity < without
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_losses_of_half_precision_features_are_fp32(name: str, dtype: torch.dtype) -> None:
+    inputs = [randn(9, 5, seed=seed).detach().to(dtype).requires_grad_() for seed in (1, 2)]
+    value = LOSSES[name](*inputs)
+    assert value.dtype == torch.float32
+    exact = LOSSES[name](*(x.detach().double() for x in inputs))
+    torch.testing.assert_close(value.double(), exact, rtol=1e-6, atol=1e-6)
+    assert {g.dtype for g in torch.autograd.grad(value, inputs)} == {dtype}
+
+
 @pytest.mark.parametrize("sizes", [*itertools.product([1, 3], [1, 5], [1, 7], [1, 4]), (13, 11, 40, 50)])
 @pytest.mark.parametrize("masked", [False, True], ids=["no-mask", "masks"])
 def test_g2l_forms_agree(sizes: tuple[int, int, int, int], masked: bool) -> None:
@@ -237,6 +278,13 @@ def test_other_ops_refuse_wrong_arguments() -> None:
         ops.icl_loss(randn(2, 4), randn(2, 4), variant="other")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"duplicates: expected shape \(2, 2\)"):
         ops.infonce_loss(randn(2, 4), randn(2, 4), torch.zeros(2, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"duplicates: expected shape \(2,\), got \(3,\)"):
+        ops.infonce_loss(randn(2, 4), randn(2, 4), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"duplicates: expected bool pairs or int64 entities, got torch\.int32"):
+        ops.mclet_loss(randn(2, 4), randn(2, 4), duplicates=torch.zeros(2, dtype=torch.int32))
+    for anchors in (range(0), range(1, 3), range(0, 2, 2), range(-1, 1)):
+        with pytest.raises(ValueError, match=r"anchors: expected a range of rows in 0..1, got range"):
+            ops.icl_loss(randn(2, 4), randn(2, 4), anchors=anchors)
     with pytest.raises(ValueError, match="k: expected 1 to 3"):
         ops.topk(randn(2, 3), 4)
     with pytest.raises(ValueError, match="pooling: expected"):

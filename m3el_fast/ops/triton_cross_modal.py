@@ -1,0 +1,159 @@
+"""The Triton kernels of cross-modal contexts as custom ops: their fake tensors and gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from m3el_fast.ops.reference import HEAD_TEMPERATURES
+
+_TENSORS = 10  # glob, local and eight weights: what has a gradient, first among the op's arguments
+
+
+@torch.library.custom_op("m3el_fast::triton_cross_modal_context", mutates_args=())
+def context(
+    glob: Tensor,
+    local: Tensor,
+    u_weight: Tensor,
+    u_bias: Tensor,
+    gate_weight: Tensor,
+    gate_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    fusion_weight: Tensor | None,
+    fusion_bias: Tensor | None,
+    head_weight: Tensor,
+    lam: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from m3el_fast.kernels import cross_modal
+
+    weights = cross_modal.Weights(
+        u_weight,
+        u_bias,
+        gate_weight,
+        gate_bias,
+        norm_weight,
+        norm_bias,
+        fusion_weight,
+        fusion_bias,
+        head_weight,
+    )
+    temperatures = HEAD_TEMPERATURES[head_weight.shape[0]]
+    with torch.cuda.device_of(glob):
+        result: tuple[Tensor, Tensor, Tensor] = cross_modal.context(glob, local, weights, temperatures, lam, eps)
+    return result
+
+
+@context.register_fake
+def _(
+    glob: Tensor,
+    local: Tensor,
+    u_weight: Tensor,
+    u_bias: Tensor,
+    gate_weight: Tensor,
+    gate_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    fusion_weight: Tensor | None,
+    fusion_bias: Tensor | None,
+    head_weight: Tensor,
+    lam: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, d = glob.shape
+    parts = 1 if fusion_weight is None else 2
+    fp32 = torch.float32
+    return glob.new_empty(n, d), glob.new_empty(parts, n, d, dtype=fp32), glob.new_empty(2, n, dtype=fp32)
+
+
+@torch.library.custom_op("m3el_fast::triton_cross_modal_backward", mutates_args=())
+def backward(
+    gradient: Tensor,
+    kept: Tensor,
+    stats: Tensor,
+    glob: Tensor,
+    local: Tensor,
+    u_weight: Tensor,
+    u_bias: Tensor,
+    gate_weight: Tensor,
+    gate_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    fusion_weight: Tensor | None,
+    fusion_bias: Tensor | None,
+    head_weight: Tensor,
+    lam: float,
+    eps: float,
+) -> list[Tensor]:
+    from m3el_fast.kernels import cross_modal, cross_modal_backward
+
+    weights = cross_modal.Weights(
+        u_weight,
+        u_bias,
+        gate_weight,
+        gate_bias,
+        norm_weight,
+        norm_bias,
+        fusion_weight,
+        fusion_bias,
+        head_weight,
+    )
+    temperatures = HEAD_TEMPERATURES[head_weight.shape[0]]
+    with torch.cuda.device_of(glob):
+        found: list[Tensor] = cross_modal_backward.gradients(
+            gradient, kept, stats, glob, local, weights, temperatures, lam, eps
+        )
+    return found
+
+
+@backward.register_fake
+def _(
+    gradient: Tensor,
+    kept: Tensor,
+    stats: Tensor,
+    glob: Tensor,
+    local: Tensor,
+    u_weight: Tensor,
+    u_bias: Tensor,
+    gate_weight: Tensor,
+    gate_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    fusion_weight: Tensor | None,
+    fusion_bias: Tensor | None,
+    head_weight: Tensor,
+    lam: float,
+    eps: float,
+) -> list[Tensor]:
+    tensors = (
+        glob,
+        local,
+        u_weight,
+        u_bias,
+        gate_weight,
+        gate_bias,
+        norm_weight,
+        norm_bias,
+        fusion_weight,
+        fusion_bias,
+    )
+    return [x.new_empty(x.shape) for x in tensors if x is not None]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.lam, ctx.eps = inputs
+    ctx.save_for_backward(*output[1:], *tensors)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, gradient: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    found = iter(backward(gradient, *ctx.saved_tensors, ctx.lam, ctx.eps))
+    gradients = [None if x is None else next(found) for x in ctx.saved_tensors[2 : 2 + _TENSORS]]
+    return (*gradients, None, None, None)
+
+
+torch.library.register_autograd("m3el_fast::triton_cross_modal_context", _backward, setup_context=_keep)

@@ -1,0 +1,124 @@
+"""The Triton kernels of the contrastive losses as custom ops: their fake tensors and gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch.library.custom_op("m3el_fast::triton_contrastive", mutates_args=())
+def contrastive(
+    entity: Tensor,
+    mention: Tensor,
+    duplicates: Tensor | None,
+    first: int,
+    last: int,
+    other_scale: float,
+    other_weight: float,
+    same_scale: float | None,
+    same_weight: float,
+    self_term: bool,
+    normalise: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean loss of the anchors first to last - 1 of both sides, and what the backward pass needs.
+
+    The other arguments are ``Terms`` of ``kernels/contrastive.py``.
+    """
+    from m3el_fast.kernels.contrastive import Terms, forward
+
+    terms = Terms(other_scale, other_weight, same_scale, same_weight, self_term, normalise)
+    with torch.cuda.device_of(entity):
+        loss, saved = forward(entity, mention, duplicates, first, last, terms)
+    return loss, saved.lse, saved.lse.new_empty(0) if saved.inverse is None else saved.inverse
+
+
+@contrastive.register_fake
+def _(
+    entity: Tensor,
+    mention: Tensor,
+    duplicates: Tensor | None,
+    first: int,
+    last: int,
+    other_scale: float,
+    other_weight: float,
+    same_scale: float | None,
+    same_weight: float,
+    self_term: bool,
+    normalise: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = 2 * entity.shape[0]
+    new = entity.new_empty
+    return (
+        new((), dtype=torch.float32),
+        new(rows, dtype=torch.float32),
+        new(rows if normalise else 0, dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("m3el_fast::triton_contrastive_backward", mutates_args=())
+def contrastive_backward(
+    gradient: Tensor,
+    lse: Tensor,
+    inverse: Tensor,
+    entity: Tensor,
+    mention: Tensor,
+    duplicates: Tensor | None,
+    first: int,
+    last: int,
+    other_scale: float,
+    other_weight: float,
+    same_scale: float | None,
+    same_weight: float,
+    self_term: bool,
+    normalise: bool,
+) -> tuple[Tensor, Tensor]:
+    from m3el_fast.kernels.contrastive import Saved, Terms
+    from m3el_fast.kernels.contrastive_backward import backward
+
+    terms = Terms(other_scale, other_weight, same_scale, same_weight, self_term, normalise)
+    saved = Saved(lse, inverse if normalise else None)
+    with torch.cuda.device_of(entity):
+        found: tuple[Tensor, Tensor] = backward(gradient, entity, mention, duplicates, first, last, terms, saved)
+    return found
+
+
+@contrastive_backward.register_fake
+def _(
+    gradient: Tensor,
+    lse: Tensor,
+    inverse: Tensor,
+    entity: Tensor,
+    mention: Tensor,
+    duplicates: Tensor | None,
+    first: int,
+    last: int,
+    other_scale: float,
+    other_weight: float,
+    same_scale: float | None,
+    same_weight: float,
+    self_term: bool,
+    normalise: bool,
+) -> tuple[Tensor, Tensor]:
+    return entity.new_empty(entity.shape), mention.new_empty(mention.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    entity, mention, duplicates, *ctx.rest = inputs
+    ctx.save_for_backward(*output[1:], entity, mention, duplicates)
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _backward(ctx: Any, gradient: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+    found = contrastive_backward(gradient, *ctx.saved_tensors, *ctx.rest)
+    wanted = [g if w else None for g, w in zip(found, ctx.needs_input_grad, strict=False)]
+    return (*wanted, *[None] * (len(ctx.needs_input_grad) - len(wanted)))
+
+
+def _no_second(ctx: Any, *gradients: Tensor) -> None:
+    raise NotImplementedError("contrastive losses: no second derivative, backend 'reference' has it")
+
+
+torch.library.register_autograd("m3el_fast::triton_contrastive", _backward, setup_context=_keep)
+torch.library.register_autograd("m3el_fast::triton_contrastive_backward", _no_second)
