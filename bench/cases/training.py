@@ -26,7 +26,7 @@ class Training:
 
     def __init__(self, batch: int, form: str) -> None:
         self.form = form
-        self.operands = [_operands(batch, length) for length in (LT, LV)]
+        self.operands = [random_operands(batch, length) for length in (LT, LV)]
         self.upstream = torch.randn(batch, batch, generator=torch.Generator().manual_seed(7)) / batch
 
     def verify(self) -> float:
@@ -35,8 +35,8 @@ class Training:
         upstream = self.upstream[:_CHECKED, :_CHECKED]
         for operands in self.operands:
             few = [t[:_CHECKED] if t.dim() > 1 else t for t in operands]
-            got = _gradients(lambda *t: self._scores(list(t)), few, upstream)
-            exact = _gradients(
+            got = gradients(lambda *t: self._scores(list(t)), few, upstream)
+            exact = gradients(
                 lambda q, k, v, g, w, b: reference.g2l_scores(q, k, v, g, LayerNormWeights(w, b)),
                 [t.double() for t in few],
                 upstream.double(),
@@ -48,7 +48,7 @@ class Training:
 
     def run(self) -> None:
         for operands in self.operands:
-            _gradients(lambda *t: self._scores(list(t)), operands, self.upstream)
+            gradients(lambda *t: self._scores(list(t)), operands, self.upstream)
 
     def peak(self) -> int:
         return peak_memory(self.run)
@@ -61,7 +61,7 @@ class Training:
         return ops.g2l_scores(query, key, value, gate, norm, precision="bf16" if self.form == "bf16" else "fp32")
 
 
-def _operands(batch: int, length: int) -> list[Tensor]:
+def random_operands(batch: int, length: int) -> list[Tensor]:
     """query, key, value [B, L, d], gate [B, d], LayerNorm weight and bias [d]."""
     g = torch.Generator().manual_seed(length)
 
@@ -73,7 +73,7 @@ def _operands(batch: int, length: int) -> list[Tensor]:
     return [query, key, normal(*token), 0.58 * normal(batch, DV), 1 + 0.1 * normal(DV), 0.1 * normal(DV)]
 
 
-def _gradients(scores: object, operands: list[Tensor], upstream: Tensor) -> list[Tensor]:
+def gradients(scores: object, operands: list[Tensor], upstream: Tensor) -> list[Tensor]:
     leaves = [t.detach().requires_grad_() for t in operands]
     result: Tensor = scores(*leaves)  # type: ignore[operator]
     return list(torch.autograd.grad(result, leaves, upstream))

@@ -3,8 +3,8 @@
 | op | reference | native: CPU, fp32 tensors | triton: GPU, fp32, bf16 and fp16 tensors |
 |---|---|---|---|
 | icl_loss, infonce_loss, mclet_loss | both variants, duplicates, anchors | - | the same; gradient |
-| g2l_scores | mean, max and soft pooling, masks | mean pooling, masks, bf16 query and gate; gradient without rows | as native, up to 1,024 mention tokens |
-| g2l_pairs | mean, max and soft pooling, masks | mean pooling, masks, bf16 query and gate; forward | as native |
+| g2l_scores | mean, max and soft pooling, masks | mean pooling, masks; gradient without rows | the same, Lm <= 1,024 |
+| g2l_pairs | mean, max and soft pooling, masks | mean pooling, masks; forward | the same, Lm <= 1,024 |
 | cross_modal_context | bidirectional and T2V-only form | - | both forms, d up to 256; gradient but for head_weight |
 | dual_scores | yes | forward | gradient |
 | inner_scores, inner_pairs, dual_pairs | yes | forward | - |
