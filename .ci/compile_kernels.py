@@ -45,10 +45,20 @@ class Result(NamedTuple):
     failures: list[str]
 
 
-def compile_case(work: tuple[str, int, int]) -> Result:
-    """Compile case number ``work[1]`` of the module ``work[0]`` for an architecture."""
-    module, number, arch = work
+class Work(NamedTuple):
+    """Case ``number`` of a module, for an architecture; ones: with every size 1, which Triton makes a constant."""
+
+    module: str
+    number: int
+    arch: int
+    ones: bool = False
+
+
+def compile_case(work: Work) -> Result:
+    """Compile a case and check it; with sizes of 1 it has to compile, no more."""
+    module, number, arch, ones = work
     case: CompileCase = import_module(module).COMPILE_CASES[number]
+    case = with_ones(case) if ones else case
     name = case.kernel.__name__
     row = partial(_ROW.format, name, case.name, f"sm_{arch}")
     try:
@@ -60,7 +70,15 @@ def compile_case(work: tuple[str, int, int]) -> Result:
     products = sass.tensor_instructions(binary.code)
     text = " ".join(f"{opcode}:{count}" for opcode, count in sorted(products.items())) or "-"
     line = row(binary.registers, binary.stack, f"{binary.shared:,}", text)
-    return Result(line, [f"{name}, {case.name}, sm_{arch}: {what}" for what in _failures(case, binary, set(products))])
+    failures = [] if ones else _failures(case, binary, set(products))
+    return Result(line, [f"{name}, {case.name}, sm_{arch}: {what}" for what in failures])
+
+
+def with_ones(case: CompileCase) -> CompileCase:
+    sizes = {name for name, kind in case.signature.items() if kind in ("i32", "i64")}
+    fixed = {case.kernel.arg_names[p] if isinstance(p, int) else p for p in case.kernel.do_not_specialize or ()}
+    constexprs = case.constexprs | dict.fromkeys(sizes - fixed, 1)
+    return case._replace(name=f"{case.name}, sizes of 1"[-44:], constexprs=constexprs, aligned=())
 
 
 def _failures(case: CompileCase, binary: sass.Binary, products: set[str]) -> Iterator[str]:
@@ -72,8 +90,18 @@ def _failures(case: CompileCase, binary: sass.Binary, products: set[str]) -> Ite
         yield f"{binary.tensor_memory} columns of tensor memory, the chip has {TENSOR_MEMORY}"
     if case.tensor_cores and not products:
         yield "no tensor-core instruction"
-    elif case.tensor_cores and case.wgmma and binary.arch == 90 and products != {"HGMMA"}:
+    elif case.tensor_cores and case.wgmma and binary.arch == 90 and not _of_warpgroups(case, products):
         yield f"expected every product to be a warpgroup's (HGMMA), got {' and '.join(sorted(products))}"
+
+
+def first_cases(module: ModuleType) -> list[int]:
+    """Number of the first case of each kernel."""
+    kernels = [case.kernel.__name__ for case in module.COMPILE_CASES]
+    return sorted({name: kernels.index(name) for name in kernels}.values())
+
+
+def _of_warpgroups(case: CompileCase, products: set[str]) -> bool:
+    return "HGMMA" in products and (case.hmma or len(products) == 1)
 
 
 def uncovered(modules: list[ModuleType]) -> Iterator[str]:
@@ -106,8 +134,12 @@ def compile_triton(names: list[str]) -> list[str]:
     """Compile the cases of the modules ``names``, print the table and return the failures."""
     modules = [import_module(name) for name in names]
     work = [
-        (module.__name__, number, arch) for module in modules for number in distinct(module) for arch in ARCHITECTURES
+        Work(module.__name__, number, arch)
+        for module in modules
+        for number in distinct(module)
+        for arch in ARCHITECTURES
     ]
+    work += [Work(module.__name__, number, 90, ones=True) for module in modules for number in first_cases(module)]
     failures = list(uncovered(modules))
     print(_ROW.format("kernel", "case", "arch", "registers", "spills", "shared", "tensor-core instructions"))
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:

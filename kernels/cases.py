@@ -16,7 +16,8 @@ class CompileCase(NamedTuple):
         options: ``num_warps``, ``num_stages``.
         aligned: integer arguments that are multiples of 16 at this configuration's sizes (as pointers always are).
         tensor_cores: whether its products must become tensor-core instructions.
-        wgmma: whether, on sm_90, all of them must be a warpgroup's (HGMMA), as those with 64 rows or more can be.
+        wgmma: whether, on sm_90, they must be a warpgroup's (HGMMA), as those with 64 rows or more can be.
+        hmma: whether some of them may be a warp's (HMMA) there all the same: fewer rows, or a batch of small matrices.
         spill_bytes: registers that may spill to local memory, in bytes a thread.
     """
 
@@ -29,3 +30,4 @@ class CompileCase(NamedTuple):
     tensor_cores: bool = True
     spill_bytes: int = 0
     wgmma: bool = True
+    hmma: bool = False

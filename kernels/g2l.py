@@ -340,6 +340,8 @@ def compile_case(
         options,
         aligned=("d",) * (d % 16 == 0),
         spill_bytes=spill_bytes,
+        wgmma=constexprs["ROWS"] >= 64,
+        hmma=constexprs["MB"] > 1,  # contexts, a batch of mentions
     )
 
 

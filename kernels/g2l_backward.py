@@ -389,9 +389,13 @@ def compile_cases(
     )
     constexprs = constexprs | flags(key, constexprs, masks, masks) | {"EXACT": exact}
     aligned = ("d",) * (d % 16 == 0)
+    rows = constexprs["ROWS"]
+    tokens = [constexprs["MB"] * n for n in (constexprs["N1"], constexprs["N2"]) if n]
+    few = rows < 64 or min(tokens) < 64  # in some of the key's products
+    common = (name, signature, constexprs, options, aligned)
     return [
-        CompileCase(kernel, name, signature, constexprs, options, aligned, spill_bytes=spill_bytes)
-        for kernel in (g2l_bwd_query_kernel, g2l_bwd_key_kernel)
+        CompileCase(g2l_bwd_query_kernel, *common, spill_bytes=spill_bytes, wgmma=rows >= 64),
+        CompileCase(g2l_bwd_key_kernel, *common, spill_bytes=spill_bytes, hmma=few),
     ]
 
 

@@ -1,0 +1,101 @@
+"""The Triton kernels on a GPU against eager PyTorch and torch.compile: ``python -m bench.gpu_table``.
+
+``bench/gpu_check.sh`` runs this after the tests. Every part checks its results against the reference in fp64 before it
+is timed; a part that fails does not keep the others from running, but the exit status says so. A goal that is missed
+fails nothing. On the CPU (``--scale tiny``, with TRITON_INTERPRET=1) the same code runs, nothing is timed, and all
+times read "not measured".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import traceback
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from m3el_fast.ops import gpu
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    from bench.gpu_parts import PARTS, SIZES
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    on_gpu = torch.cuda.is_available()
+    parser.add_argument("--scale", choices=tuple(SIZES), default="paper" if on_gpu else "tiny")
+    parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
+    parser.add_argument("--out", type=Path, help="folder for the table as text and JSON")
+    options = parser.parse_args()
+    if not on_gpu:
+        _interpreted()
+    lines, rows, failed = [describe()], [], []
+    print(lines[0], flush=True)
+    for name in options.parts:
+        try:
+            for row in PARTS[name](SIZES[options.scale], "cuda" if on_gpu else "cpu"):
+                rows.append({"part": name} | row.json())
+                lines.append(row.text())
+                print(lines[-1], flush=True)
+        except Exception as error:  # whatever it is: the other parts go on
+            traceback.print_exc()
+            failed.append(name)
+            lines.append(f"{name}: FAILED: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+            print(lines[-1], flush=True)
+        if on_gpu:
+            torch.cuda.empty_cache()
+    if options.out is not None:
+        name = _file_name(options.parts if len(options.parts) < len(PARTS) else [])
+        data = {"machine": machine(), "scale": options.scale, "rows": rows, "failed": failed}
+        options.out.mkdir(parents=True, exist_ok=True)
+        Path(options.out, f"{name}.txt").write_text("\n".join(lines) + "\n")
+        Path(options.out, f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def machine() -> dict[str, Any]:
+    """What the table was measured on."""
+    import triton
+
+    found: dict[str, Any] = {"torch": torch.__version__, "triton": triton.__version__, "gpu": None}
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_properties(0)
+        found |= {
+            "gpu": device.name,
+            "memory_gb": round(device.total_memory / 1e9),
+            "sms": device.multi_processor_count,
+        }
+    return found
+
+
+def describe() -> str:
+    return "; ".join(f"{key}: {value or 'none, nothing is timed'}" for key, value in machine().items())
+
+
+def _interpreted() -> None:
+    """Without a GPU the kernels run in Triton's interpreter, with the tests' corrections to it."""
+    if not gpu.INTERPRETED:
+        sys.exit("no GPU: set TRITON_INTERPRET=1 to check the code in Triton's interpreter")
+    sys.path.insert(0, str(ROOT / "tests"))
+    from triton_interpreter import correct_bf16
+
+    correct_bf16()
+
+
+def _file_name(parts: list[str]) -> str:
+    """gpu-DATE-MACHINE, and the parts where they are not all of them."""
+    where = re.sub(r"[^a-z0-9]+", "-", (machine()["gpu"] or "interpreter").lower())
+    return "-".join(["gpu", str(date.today()), where, *parts])
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    main()
