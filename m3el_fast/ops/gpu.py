@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 
 import torch
@@ -13,6 +14,15 @@ NO_KERNEL = "this op has no Triton kernel"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def report() -> str:
+    """One line: what the Triton kernels can run on here, or why on nothing."""
+    if MISSING:
+        return f"triton kernels: not there ({MISSING})"
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    name = packages_distributions()["triton"][0]  # triton, pytorch-triton, ...
+    return f"triton kernels: {name} {version(name)}, {', '.join(devices) or 'no CUDA device'}"
 
 
 def on_gpu(tensor: Tensor) -> bool:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from m3el_fast.ops import build
+from m3el_fast import info
+from m3el_fast.ops import build, gpu
 from m3el_fast.ops.build import NativeReport, native_report
 
 
@@ -81,3 +82,15 @@ def test_library_that_does_not_load_is_the_reason(monkeypatch: pytest.MonkeyPatc
 def test_library_of_another_checkout_is_refused(monkeypatch: pytest.MonkeyPatch, native: NativeReport) -> None:
     monkeypatch.setattr(build, "INTERFACE", build.INTERFACE + 1)
     assert "install it again" in fresh_report().missing
+
+
+def test_info_names_the_triton_kernels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(gpu, "MISSING", "triton is not installed: pip install triton")
+    info.main([])
+    assert "triton kernels: not there (triton is not installed: pip install triton)" in capsys.readouterr().out
+    pytest.importorskip("triton")
+    monkeypatch.setattr(gpu, "MISSING", "")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
+    info.main([])
+    assert capsys.readouterr().out.endswith(", GPU 0, GPU 1\n")
