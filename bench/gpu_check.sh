@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Everything there is to check on a GPU, from a plain checkout: needs Python with torch, triton, transformers and pytest.
+# Everything there is to check on a GPU, from a plain checkout: needs Python with what $needed below names. What a machine
+# without a network lacks is looked for in .gpu-site, made elsewhere for its version of Python:
+#   pip install --target .gpu-site --python-version 3.12 --only-binary=:all: pydantic
 #   bench/gpu_check.sh                  all GPU tests, then the table of times against eager PyTorch and torch.compile
 #   bench/gpu_check.sh tests            only the tests
 #   bench/gpu_check.sh table [PART...]  only the table, or parts of it (bench/gpu_parts.py)
@@ -9,10 +11,16 @@ set -uo pipefail
 exec </dev/null
 
 cd "$(dirname "$0")/.." || exit 2
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}:$PWD/.gpu-site PYTHONUNBUFFERED=1
 unset TRITON_INTERPRET
 if ! python3 -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     echo "no CUDA device: python -m bench.gpu_table --scale tiny, with TRITON_INTERPRET=1, checks the code without one" >&2
+    exit 2
+fi
+needed="triton transformers pytest accelerate pydantic yaml tqdm PIL"
+if ! python3 -c 'import sys, importlib.util as u; sys.exit(" ".join(n for n in sys.argv[1:] if not u.find_spec(n)))' \
+    $needed; then
+    echo "the Python packages named above are missing; bench/gpu_check.sh says how to bring them" >&2
     exit 2
 fi
 

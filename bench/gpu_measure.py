@@ -33,7 +33,8 @@ class Row:
     """A line of the table.
 
     Attributes:
-        name: what ran; error: largest relative error against the reference in fp64, within its tolerance.
+        name: what ran; error: largest relative error against the reference in fp64, within its tolerance; None = the
+            results were compared in another way.
         own: of the kernel; items, unit: how many of what it worked on; peers: by name.
         peer_items: of the peers' calls, where memory forces a slice; they are compared per item.
         limit: least seconds by :mod:`bench.roofline`.
@@ -41,7 +42,7 @@ class Row:
     """
 
     name: str
-    error: float
+    error: float | None
     own: Measured
     items: int
     unit: str
@@ -67,7 +68,9 @@ class Row:
         return {key: _outcome(key, goal, values.get(key)) for key, goal in self.goals.items()}
 
     def text(self) -> str:
-        facts = [self._measured(self.own, self.items), f"error {self.error:.1e}"]
+        facts = [self._measured(self.own, self.items)]
+        if self.error is not None:
+            facts.append(f"error {self.error:.1e}")
         if self.limit is not None and self.own.seconds is not None:
             facts.append(f"{self.limit / self.own.seconds:.0%} of the limit")
         facts += [f"{key} {value}" for key, value in self.facts.items()]
@@ -123,7 +126,7 @@ def measure_peer(call: Call, device: str) -> Measured:
     except torch.OutOfMemoryError:
         return Measured(note="out of memory")
     except Exception as error:  # whatever torch.compile throws
-        return Measured(note=f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
+        return Measured(note=f"failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}")
     finally:
         if device == "cuda":
             torch.cuda.empty_cache()

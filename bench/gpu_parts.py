@@ -21,6 +21,7 @@ from bench.roofline import limits
 from bench.scales import WIKIMEL_ENTITIES, WIKIMEL_MENTIONS
 from m3el_fast import ops
 from m3el_fast.index import EntityIndex
+from m3el_fast.matching import Side
 from m3el_fast.metrics import Metrics
 from m3el_fast.ops import LayerNormWeights, reference, reference_losses
 from m3el_fast.scorer import Scorer
@@ -197,11 +198,12 @@ def scan(sizes: Sizes, device: str) -> Iterator[Row]:
         index = EntityIndex.build(model, SyntheticKB(sizes.entities), progress=False)
         source, rows = SyntheticMentions(sizes.entities), torch.arange(sizes.mentions)
         gold = source.gold(rows)
-        mentions = model.mention_side(source.inputs(rows))
+        mentions, few = model.mention_side(source.inputs(rows)), slice(0, 2)
+        scores = oracle.all_scores(model.matcher, mentions.take(few), index)
+        mentions = _moved(mentions, device)
         scorer = Scorer(model, index, device=device)
-        few = slice(0, 2)
-        ranks = scorer.ranks(mentions, gold)["union"].cpu()
-        oracle.check_ranks(ranks[few], gold[few], oracle.all_scores(model.matcher, mentions.take(few), index))
+        ranks = scorer.ranks(mentions, gold)["union"]
+        oracle.check_ranks(ranks[few], gold[few], scores)
         metrics = Metrics.of(ranks)
         pairs = sizes.mentions * sizes.entities
         text = limits(float(pairs * LT**2), 2.0 * pairs * LT**2 * DV, 0.0, "BF16")
@@ -209,7 +211,7 @@ def scan(sizes: Sizes, device: str) -> Iterator[Row]:
         image = limits(float(images * LV**2), 2.0 * images * LV**2 * DV, 0.0, "BF16")
         yield _row(
             f"ranks of {sizes.mentions:,} mentions among {sizes.entities:,} entities, M3EL, through the Scorer",
-            0.0,
+            None,
             lambda: scorer.ranks(mentions, gold),
             {},
             device,
@@ -309,9 +311,15 @@ def dual(sizes: Sizes, device: str) -> Iterator[Row]:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
+def _moved(side: Side, device: str) -> Side:
+    assert side.image_index is not None
+    item, visual = ({name: t.to(device) for name, t in tensors.items()} for tensors in (side.item, side.visual))
+    return Side(item, visual, side.image_index.to(device))
+
+
 def _row(
     name: str,
-    error: float,
+    error: float | None,
     own: Call,
     peers: dict[str, Call],
     device: str,

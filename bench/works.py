@@ -12,6 +12,7 @@ from m3el_fast.kernels import (
     contrastive,
     contrastive_backward,
     contrastive_cases,
+    contrastive_tiles,
     cross_modal,
     dual,
     g2l,
@@ -107,7 +108,7 @@ def g2l_backward_kernels(modality: str, length: int, batch: int) -> Iterator[Wor
 def icl(dtype: str, batch: int, d: int) -> Iterator[Work]:
     """``icl_loss``: the forward kernel, and backward the coefficients of strips of rows and their sums over columns."""
     size, kind = _BYTES[dtype], _TORCH[dtype]
-    tile = contrastive.tile_of(batch, d, kind, masked=False)
+    tile = contrastive_tiles.tile_of(batch, d, kind, masked=False)
     tiles, area, steps = _ceil(batch, tile.size), float(tile.size**2), _ceil(d, tile.depth)
     chosen = {"BT": tile.size, "BK": tile.depth, "SAME": True, "BOUNDED": True, "duplicates": None}
     features = 2.0 * batch * d * size

@@ -19,16 +19,14 @@ from torch import Tensor
 from .contrastive import (
     EPS,
     Saved,
-    Terms,
     is_mask,
     operands,
-    precision_of,
     scaled_products,
-    tile_of,
     weighted,
     without_equal,
     without_marked,
 )
+from .contrastive_tiles import ROW_OPTIONS, Terms, precision_of, tile_of
 
 _STRIP = 512
 _PROGRAMS = 256  # of a strip's sums: about two for every multiprocessor
@@ -175,7 +173,6 @@ def contrastive_finish_kernel(
     B,
     d,
     begin,
-    strip,
     parts,
     factor,
     BT: tl.constexpr,
@@ -194,10 +191,11 @@ def contrastive_finish_kernel(
     if side == 1:
         x, out = mention, d_mention
     source = partial + ((tl.program_id(1) * BT + lane).to(tl.int64) * d)[:, None] + dim[None, :]
+    strip = tl.num_programs(1).to(tl.int64) * BT
     found = tl.zeros([ROWS, BD], tl.float32)
     for _ in range(parts):
         found += tl.load(source, mask=mask, other=0.0)
-        source += strip.to(tl.int64) * d
+        source += strip * d
     at = i.to(tl.int64)[:, None] * d + dim[None, :]
     scale = tl.load(gradient) * factor
     if inverse is not None:
@@ -272,12 +270,12 @@ def backward(
             d_entity=found[0],
             d_mention=found[1],
             begin=begin,
-            strip=height * tile.size,
             parts=parts,
             factor=math.log(2) / (2 * (last - first)),  # scales are those of base 2
             BT=tile.size,
             ROWS=lines,
             BD=across,
+            **ROW_OPTIONS,
         )
     return found
 

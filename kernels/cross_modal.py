@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cases import CompileCase
+from .cases import CompileCase, Tiles, launch_options
 
 _LOG2_E = tl.constexpr(math.log2(math.e))
 
@@ -140,7 +140,7 @@ def cross_modal_fwd_kernel(
     c = nothing
     first = local + item[:, None] * local_stride + column[None, :]
     for start in tl.range(0, L, ROWS, num_stages=STAGES):
-        row = start + tl.arange(0, ROWS)
+        row = (start + tl.arange(0, ROWS)).to(tl.int64)  # of a view, rows may be n d apart
         valid = (row < L)[:, None]
         x = tl.load(first[None] + row[:, None, None] * row_stride, mask=valid[:, :, None] & inside[None], other=0.0)
         x = x.to(tl.float32)
@@ -172,13 +172,6 @@ def cross_modal_fwd_kernel(
     tl.store(out + at, y * load_vector(norm_weight, d, D) + load_vector(norm_bias, d, D), mask=inside)
 
 
-class Tiles(NamedTuple):
-    """The configuration of a kernel: constexprs and launch options."""
-
-    constexprs: dict[str, Any]
-    options: dict[str, int]
-
-
 def forward_tiles(n: int, L: int, d: int, dtype: torch.dtype) -> Tiles:
     """Tiles of :func:`cross_modal_fwd_kernel`: 16 values of [ITEMS, D] a thread, larger tiles where many fill a GPU."""
     width = max(16, triton.next_power_of_2(d))
@@ -202,7 +195,7 @@ def row_tiles(L: int, width: int, warps: int, values: int, step: int, dtype: tor
         "STAGES": 3,
         "PRECISION": precision(dtype),
     }
-    return Tiles(constexprs, {"num_warps": warps, "num_stages": 2})
+    return Tiles(constexprs, launch_options(warps, 2))
 
 
 class Weights(NamedTuple):

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import cross_modal
-from .cases import CompileCase
+from .cases import CompileCase, Tiles, launch_options
 from .cross_modal import _LOG2_E, Weights, gate_and_normalise, load_vector, pool_heads, relu, times
 
 _MOST_PARTS = 32
@@ -157,13 +157,14 @@ def cross_modal_bwd_kernel(
     first = local + item[:, None] * local_stride + column[None, :]
     d_first = d_local + item[:, None] * L * d + column[None, :]
     for start in tl.range(0, L, ROWS, num_stages=STAGES):
-        row = start + tl.arange(0, ROWS)
+        row = (start + tl.arange(0, ROWS)).to(tl.int64)
         valid = (row < L)[:, None]
         both = valid[:, :, None] & inside[None]
         x = tl.load(first[None] + row[:, None, None] * row_stride, mask=both, other=0.0).to(tl.float32)
-        # the base-2 logit as the forward pass has it: with huge logits its rounding counts
-        logit = tl.sum(x * (q * _LOG2_E)[None], 2)
-        p = tl.where(valid, tl.exp2(logit - top[None]) * share[None], 0.0)
+        # the base-2 logit as the forward pass has it: with huge logits its rounding counts, but no sum here need have
+        # the order of the one there
+        below = tl.sum(x * (q * _LOG2_E)[None], 2) - top[None]
+        p = tl.where(valid, tl.exp2(tl.where(below > 0, 0.0, below)) * share[None], 0.0)
         to_logit = p * (tl.sum(x * to_c[None], 2) - delta[None])
         to_x = p[:, :, None] * to_c[None] + to_logit[:, :, None] * q[None]
         tl.store(d_first[None] + row[:, None, None] * d, to_x, mask=both)
@@ -177,16 +178,16 @@ def cross_modal_bwd_kernel(
     tl.store(d_glob + at, to_g, mask=inside)
 
 
-def backward_tiles(n: int, L: int, d: int, dtype: torch.dtype) -> cross_modal.Tiles:
+def backward_tiles(n: int, L: int, d: int, dtype: torch.dtype) -> Tiles:
     """Tiles of :func:`cross_modal_bwd_kernel`: 8 values of [ITEMS, D] a thread, but 16 beyond d = 128, which spill."""
     return cross_modal.row_tiles(L, max(16, triton.next_power_of_2(d)), 8, 2048, 16, dtype)
 
 
-def outer_tiles(d: int, dtype: torch.dtype) -> cross_modal.Tiles:
+def outer_tiles(d: int, dtype: torch.dtype) -> Tiles:
     """Tiles of :func:`cross_modal_outer_kernel`."""
     block = min(64, max(16, triton.next_power_of_2(d)))
     precision = cross_modal.precision(dtype)
-    return cross_modal.Tiles({"BLOCK": block, "ITEMS": 32, "PRECISION": precision}, {"num_warps": 4, "num_stages": 2})
+    return Tiles({"BLOCK": block, "ITEMS": 32, "PRECISION": precision}, launch_options(4, 2))
 
 
 def outer_sum(pairs: list[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor:

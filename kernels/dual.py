@@ -9,14 +9,14 @@ are aligned where d is a multiple of 16; for other d the narrow loads stay.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cases import CompileCase
+from .cases import CompileCase, Tiles, launch_options
 
 SCALARS = 7
 
@@ -148,13 +148,6 @@ def dual_fwd_kernel(
     tl.store(out + s[:, None] * T + t[None, :], scores, mask=(s < S)[:, None] & (t < T)[None, :])
 
 
-class Tiles(NamedTuple):
-    """The configuration of a kernel: constexprs and launch options."""
-
-    constexprs: dict[str, Any]
-    options: dict[str, int]
-
-
 def precision(dtype: torch.dtype) -> str:
     """Of products of fp32 values: about fp32's for fp32 rows; else tf32's, which has all that bf16 and fp16 have."""
     return "tf32x3" if dtype == torch.float32 else "tf32"
@@ -163,15 +156,15 @@ def precision(dtype: torch.dtype) -> str:
 def forward_tiles(dtype: torch.dtype) -> Tiles:
     """Tiles of :func:`dual_fwd_kernel`."""
     block = 16 if dtype == torch.float32 else 32
-    return Tiles({"BS": 64, "BT": 32, "BLOCK": block, "PRECISION": precision(dtype)}, {"num_warps": 8, "num_stages": 2})
+    return Tiles({"BS": 64, "BT": 32, "BLOCK": block, "PRECISION": precision(dtype)}, launch_options(8, 2))
 
 
 def aligned(rows: Tensor) -> Tensor:
     """Packed rows with values side by side and a stride that is a multiple of 16."""
     if rows.stride(1) == 1 and rows.stride(0) % 16 == 0:
         return rows
-    width = rows.shape[1]
-    return torch.nn.functional.pad(rows, (0, -width % 16))[:, :width]
+    count, width = rows.shape
+    return rows.new_empty(count, width + -width % 16)[:, :width].copy_(rows)
 
 
 def scores(source: Tensor, target: Tensor, gate: Tensor, bias: Tensor, eps1: float, eps2: float) -> Tensor:

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import dual
-from .cases import CompileCase
+from .cases import CompileCase, Tiles, launch_options
 from .dual import columns, pair_terms
 
 
@@ -118,14 +118,14 @@ def dual_bwd_kernel(
             tl.store(partial + tl.program_id(0) * 2 + 1, tl.sum(to_bias, 0))
 
 
-def backward_tiles(dtype: torch.dtype) -> dual.Tiles:
+def backward_tiles(dtype: torch.dtype) -> Tiles:
     """Tiles of :func:`dual_bwd_kernel`.
 
     32 columns a program: in fp32 that spills some registers, and 16, which do not, would recompute each pair twice as
     often.
     """
     constexprs = {"OWN": 64, "OTHER": 16, "BLOCK": 16, "CHUNK": 32, "PRECISION": dual.precision(dtype)}
-    return dual.Tiles(constexprs, {"num_warps": 8, "num_stages": 2})
+    return Tiles(constexprs, launch_options(8, 2))
 
 
 def gradients(
@@ -162,12 +162,13 @@ def gradients(
             **tiles.options,
         )
     d_gate, d_bias = partial.sum(0)
-    return [d_source, d_target, d_gate.to(gate.dtype, copy=True), d_bias.to(bias.dtype, copy=True)]
+    constants = [x.reshape(c.shape).to(c.dtype, copy=True) for x, c in ((d_gate, gate), (d_bias, bias))]
+    return [d_source, d_target, *constants]
 
 
 def _cases(dtype: torch.dtype, of_source: bool) -> list[CompileCase]:
     constexprs, options = backward_tiles(dtype)
-    tiles = dual.Tiles(constexprs | {"OF_SOURCE": of_source}, options)
+    tiles = Tiles(constexprs | {"OF_SOURCE": of_source}, options)
     side = "source" if of_source else "target"
     return dual.compile_cases(dual_bwd_kernel, tiles, dtype, side, spill_bytes=160 if dtype == torch.float32 else 0)
 

@@ -60,7 +60,7 @@ def _logit_gradients(
         if not FULL:
             s2 = tl.where(valid2[None], s2, float("-inf"))
         top = tl.maximum(top, tl.max(s2, 2))
-    top = top[:, :, None] * scale
+    top = tl.where(present[:, None], top, float("inf"))[:, :, None] * scale  # all powers are 0
     p1 = tl.exp2(s1 * scale - top)
     total = tl.sum(p1, 2)
     mean = tl.sum(p1 * g1, 2)
@@ -68,8 +68,8 @@ def _logit_gradients(
         p2 = tl.exp2(s2 * scale - top)
         total += tl.sum(p2, 2)
         mean += tl.sum(p2 * g2, 2)
-    mean = (mean / total)[:, :, None]
-    weight = tl.where(present[:, None], 1.0 / total, 0.0)[:, :, None]
+    weight = (1.0 / tl.where(present[:, None], total, 1.0))[:, :, None]
+    mean = mean[:, :, None] * weight
     first = (p1 * weight * (g1 - mean)).reshape(ROWS, MB * N1)
     second = first
     if N2 > 0:
@@ -79,10 +79,16 @@ def _logit_gradients(
 
 @triton.jit
 def _product(left, right, total, EXACT: tl.constexpr, PRECISION: tl.constexpr):
-    """total + left right, of gradients and features; EXACT: in fp32, whatever the features are."""
-    if EXACT:
-        return tl.dot(left.to(tl.float32), right.to(tl.float32), total, input_precision=PRECISION)
-    return tl.dot(left.to(tl.bfloat16), right.to(tl.bfloat16), total)
+    """total + left right, of gradients and features; EXACT: of fp32 operands, whatever the features are."""
+    if not EXACT:
+        total = tl.dot(left.to(tl.bfloat16), right.to(tl.bfloat16), total)
+    elif left.shape[1] < 256:
+        total = tl.dot(left.to(tl.float32), right.to(tl.float32), total, input_precision=PRECISION)
+    else:  # an eighth of the sum for each of 8 warps: all of it does not fit the registers of one
+        left = tl.permute(left.to(tl.float32).reshape(left.shape[0], 8, left.shape[1] // 8), (1, 0, 2))
+        right = right.to(tl.float32).reshape(8, right.shape[0] // 8, right.shape[1])
+        total += tl.sum(tl.dot(left, right, input_precision=PRECISION), 0)
+    return total
 
 
 @triton.jit(do_not_specialize=["M", "E", "Le"])
@@ -295,9 +301,10 @@ def gradients(
     # of w to that of the products: the share of a row, the softmax scale
     rows = query.shape[1] if query_mask is None else query_mask.sum(dim=1)[:, None]
     to_products = x.scale * math.log(2) / rows
-    d_query = torch.zeros(query.shape, device=query.device)
-    d_key, d_value = (torch.empty(key.shape, device=key.device) for _ in range(2))
-    d_gain = torch.zeros(entities, d, device=query.device)
+    fp32 = {"device": key.device, "dtype": torch.float32}
+    d_query = torch.zeros(query.shape, **fp32)
+    d_key, d_value = (torch.empty(key.shape, **fp32) for _ in range(2))
+    d_gain = torch.zeros(entities, d, **fp32)
     step = max(1, WEIGHTS_BYTES // (4 * entities * width))
     for start in range(0, mentions, step):
         m = slice(start, start + step)
@@ -351,7 +358,7 @@ def _products_backward(x: Operands, slope: Tensor, d_query: Tensor) -> Tensor:
     groups = triton.cdiv(mentions, constexprs["MB"])
     sections = triton.cdiv(d, constexprs["D1"]) if constexprs["STREAM"] else 1
     strips = min(row_tiles, max(1, 512 // groups))
-    d_key = torch.empty(strips, mentions, width, d, device=x.key.device)
+    d_key = torch.empty(strips, mentions, width, d, device=x.key.device, dtype=torch.float32)
     common = {
         "query": x.query,
         "key": x.key,
@@ -406,6 +413,7 @@ COMPILE_CASES = [
     *compile_cases(torch.bfloat16, 40, 96, spill_bytes=384),
     *compile_cases(torch.bfloat16, 40, 96, masks=True, spill_bytes=448),
     *compile_cases(torch.bfloat16, 577, 96, spill_bytes=640),
+    *compile_cases(torch.float32, 577, 96, spill_bytes=704),
     *compile_cases(torch.float32, 77, 256),
     *compile_cases(torch.float32, 13, 100),
 ]

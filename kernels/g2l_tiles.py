@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
 
+from .cases import Tiles, launch_options
+
 _SHARED_BYTES = 96 * 1024  # of a block; every GPU since sm_80 has them
-
-
-class Tiles(NamedTuple):
-    """The configuration of a kernel: constexprs and launch options."""
-
-    constexprs: dict[str, int]
-    options: dict[str, int]
 
 
 def _power_of_2(n: int) -> int:
@@ -40,15 +33,17 @@ def forward_tiles(columns: int, d: int, item: int, most: int = 4) -> Tiles:
     d1, d2 = split(d, 16)
     # two programs of 4 warps on a multiprocessor: the products of one run beside the softmax of the other
     shapes = [(4, 64), (2, 64)] * (item == 2) + [(1, 64), (1, 32), (1, 16)]
+    if item == 4 and d1 + d2 > 128:  # each query is split in two: more do not fit the registers
+        shapes = []
     constexprs = {"N1": n1, "N2": n2, "D1": d1, "D2": d2, "STREAM": 0}
     for mentions, rows in shapes:
         values = rows * mentions * (n1 + n2) // 128  # logits of a thread, and as many column means
         shared = (mentions * (n1 + n2) + rows) * (d1 + d2) * item
         if mentions <= most and values <= 80 and shared <= _SHARED_BYTES:
             sizes = {"ROWS": rows, "MB": mentions}
-            return Tiles(sizes | constexprs, {"num_warps": 4, "num_stages": 2})
+            return Tiles(sizes | constexprs, launch_options(4, 2))
     sizes = {"ROWS": 16, "MB": 1} | constexprs | {"D1": 16, "D2": 0, "STREAM": 1}
-    return Tiles(sizes, {"num_warps": 8, "num_stages": 1})
+    return Tiles(sizes, launch_options(8, 1))
 
 
 def backward_tiles(columns: int, d: int, exact: bool) -> Tiles:
@@ -69,10 +64,10 @@ def backward_tiles(columns: int, d: int, exact: bool) -> Tiles:
         shared = (2 * n + rows) * width * 2 + rows * n * 2
         if values <= 180 and shared <= _SHARED_BYTES:
             sizes = {"ROWS": rows, "MB": mentions, "N1": n1, "N2": n2, "D1": d1, "D2": d2, "STREAM": 0}
-            return Tiles(sizes, {"num_warps": 4, "num_stages": 2})
+            return Tiles(sizes, launch_options(4, 2))
     rows, section = (64, min(32, d1)) if one[0] <= 64 else (16, 16)
     sizes = {"ROWS": rows, "MB": 1, "N1": one[0], "N2": 0, "D1": section, "D2": 0, "STREAM": 1}
-    return Tiles(sizes, {"num_warps": 8, "num_stages": 1})
+    return Tiles(sizes, launch_options(8, 1))
 
 
 @triton.jit
@@ -121,6 +116,6 @@ def columns(mention, token, key_mask, M, Lm, N: tl.constexpr, MB: tl.constexpr, 
     """[MB, N] bool: which columns of a part are tokens that take part."""
     valid = token < Lm
     if HAS_MASK:  # a mention that is not there has no mask: it takes part and its scores are dropped
-        at = key_mask + tl.minimum(mention, M - 1) * Lm + token
+        at = key_mask + tl.minimum(mention, M - 1).to(tl.int64) * Lm + token
         valid = tl.load(at, mask=valid, other=0) != 0
     return valid.reshape(MB, N)

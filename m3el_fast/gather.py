@@ -36,6 +36,6 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous()
+        total = grads[0].clone(memory_format=torch.contiguous_format)  # the argument is not ours to change
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size())[dist.get_rank()]

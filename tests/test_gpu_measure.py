@@ -50,5 +50,13 @@ def test_peer_that_fails_is_noted() -> None:
     def fail() -> None:
         raise RuntimeError("no such luck\nand more")
 
-    row = replace(ROW, peers={"eager": measure_peer(fail, "cpu")})
+    def fail_without_a_word() -> None:
+        raise AssertionError
+
+    row = replace(ROW, peers={"eager": measure_peer(fail, "cpu"), "other": measure_peer(fail_without_a_word, "cpu")})
     assert "eager: not measured (failed: RuntimeError: no such luck)" in row.text()
+    assert "other: not measured (failed: AssertionError: )" in row.text()
+
+
+def test_no_error_is_printed_where_none_was_computed() -> None:
+    assert "error" not in replace(ROW, error=None).text()

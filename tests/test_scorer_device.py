@@ -8,7 +8,7 @@ show waits and mixed devices.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,10 @@ from m3el_fast.matching import Side
 from m3el_fast.ops import gpu
 from m3el_fast.scorer import COMPONENTS, Scorer
 from m3el_fast.scoring import entities
-from m3el_fast.scoring.entities import Block, Entities, Mapped, Resident, Streamed
+from m3el_fast.scoring.entities import Block, Entities, Gathered, Mapped, Resident, Streamed
 from m3el_fast.scoring.memory import Sizes, fits, gpu_sizes
 from m3el_fast.scoring.ranks import RankCounter
-from m3el_fast.scoring.scan import Scanner
+from m3el_fast.scoring.scan import ScannedBlock, Scanner
 from m3el_fast.scoring.selection import Selection
 from planted import MemoryIndex
 from test_scorer import FORMS, prepare
@@ -46,7 +46,16 @@ Open = Callable[..., Scorer]
 @pytest.fixture(params=PLACES)
 def placed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Open:
     """Makes a scorer whose entities are copied as for a GPU, in several pieces, and whose blocks are a GPU's."""
-    monkeypatch.setattr("m3el_fast.scorer.entities_on", lambda device, index: PLACES[request.param](index, device))
+    return as_on_a_gpu(PLACES[request.param], monkeypatch)
+
+
+@pytest.fixture
+def streamed(monkeypatch: pytest.MonkeyPatch) -> Open:
+    return as_on_a_gpu(Streamed, monkeypatch)
+
+
+def as_on_a_gpu(place: Callable[[Any, torch.device], Entities], monkeypatch: pytest.MonkeyPatch) -> Open:
+    monkeypatch.setattr("m3el_fast.scorer.entities_on", lambda device, index: place(index, device))
     monkeypatch.setattr("m3el_fast.scorer.sizes_on", lambda device: Sizes(mentions=4, pairs=4 * 61, entities=100))
     monkeypatch.setattr(entities, "_STAGED", 20_000)
     return Scorer
@@ -82,6 +91,17 @@ def test_a_cpu_reads_the_mapped_files() -> None:
     block = next(entity.blocks(10))
     for name, tensor in block.item.items():
         assert tensor.data_ptr() == planted.index.side.item[name].data_ptr()
+
+
+def test_an_index_for_which_memory_runs_out_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(index: object, device: object) -> None:
+        raise torch.OutOfMemoryError("the estimate was wrong")
+
+    cuda, streamed = torch.device("cuda", 0), object()
+    monkeypatch.setattr(entities, "free_bytes", lambda device: 1 << 40)
+    monkeypatch.setattr(entities, "Resident", full)
+    monkeypatch.setattr(entities, "Streamed", lambda index, device: streamed)
+    assert entities.entities_on(cuda, plant("m3el").index) is streamed
 
 
 def test_a_gpu_scans_in_bf16_where_it_has_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,17 +181,49 @@ def test_a_scan_that_is_given_up_leaves_no_thread() -> None:
     assert threading.active_count() == before
 
 
-def test_an_error_while_reading_is_raised(monkeypatch: pytest.MonkeyPatch, placed: Open) -> None:
+@pytest.mark.parametrize("row", [0, 70, ENTITIES - 1])
+def test_an_error_while_reading_ahead_is_raised(row: int, streamed: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     planted = plant("m3el")
-    scorer = placed(planted.model, planted.index)
-    monkeypatch.setattr(scorer._entities, "blocks", failing)
-    with pytest.raises(OSError, match="the disk is gone"):
-        scorer.topk(planted.mentions, 3)
+    scorer = streamed(planted.model, planted.index, block=61)
+    scorer.topk(planted.mentions, 3)
+    read, readers = planted.index.items, set()
+
+    def failing(rows: Tensor) -> Gathered:
+        if threading.current_thread() is not threading.main_thread():
+            readers.add(threading.current_thread().name)
+            if row in rows:
+                raise OSError("the disk is gone")
+        return read(rows)
+
+    monkeypatch.setattr(planted.index, "items", failing)
+    before = threading.active_count()
+    for call in (lambda: scorer.topk(planted.mentions, 3), lambda: scorer.ranks(planted.mentions, planted.gold)):
+        with pytest.raises(OSError, match="the disk is gone"):
+            call()
+    assert readers
+    assert threading.active_count() == before
 
 
-def failing(size: int) -> Iterator[Block]:
-    raise OSError("the disk is gone")
-    yield
+@pytest.mark.parametrize(
+    ("call", "step"), [("topk", (Selection, "offer")), ("ranks", (RankCounter, "add")), ("scores", (Tensor, "cpu"))]
+)
+def test_an_interrupted_scan_leaves_no_thread(
+    call: str, step: tuple[type, str], streamed: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = plant("m3el")
+    scorer = streamed(planted.model, planted.index)
+    scorer.topk(planted.mentions, 3)
+    arguments: dict[str, tuple[Any, ...]] = {"topk": (3,), "ranks": (planted.gold,), "scores": ()}
+    monkeypatch.setattr(*step, interrupt)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt) as caught:  # its traceback keeps the frames, as a console's does
+        getattr(scorer, call)(planted.mentions, *arguments[call])
+    assert threading.active_count() == before
+    assert caught.tb is not None
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 # -- results ----------------------------------------------------------------------------------------------------------
@@ -190,6 +242,28 @@ def test_exact_in_every_form(placed: Open, form: str, dtype: torch.dtype) -> Non
 def test_exact_whatever_the_blocks(placed: Open, block: int) -> None:
     planted = plant("m3el", dead=DEAD, near=3e-3)
     check(planted, placed(planted.model, planted.index, block=block))
+
+
+@pytest.mark.parametrize("form", ["m3el", "mimic", "text", "image"])
+def test_an_error_beyond_half_the_margin_repeats_the_scan(
+    form: str, placed: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = plant(form, dead=DEAD)
+    real = Scanner.score
+
+    def off(self: Scanner, mentions: Side, block: Block, names: Any) -> ScannedBlock:
+        scanned = real(self, mentions, block, names)
+        if block.start >= 61:  # behind what the first margins come from
+            for scores in (*scanned.scores.values(), *[d for d in (scanned.distinct,) if d is not None]):
+                scores += 3 * torch.sin(torch.arange(scores.shape[1]) * 1.7)
+        return scanned
+
+    monkeypatch.setattr(Scanner, "score", off)
+    scorer, before = placed(planted.model, planted.index, block=61), threading.active_count()
+    check(planted, scorer)
+    assert scorer.stats.repeats > 0
+    assert scorer.stats.margin["union"] >= 2 * scorer.stats.error["union"] > 0.3
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("form", ["m3el", "text", "mimic"])
@@ -419,6 +493,14 @@ def test_devices_by_name() -> None:
     for name in ("gpu", "cuda:99", "meta", ""):
         with pytest.raises(InputError, match=rf"device: expected one of this machine: cpu.*, got {name}"):
             named_device(name)
+
+
+def test_a_scorer_refuses_a_device_that_is_not_there() -> None:
+    planted = plant("m3el")
+    for device in ("cuda:99", torch.device("cuda", 99)):
+        with pytest.raises(InputError, match=r"device: expected one of this machine: cpu.*, got cuda:99"):
+            Scorer(planted.model, planted.index, device=device)
+    assert Scorer(planted.model, planted.index, device=CPU).device == CPU
 
 
 @pytest.mark.parametrize("command", [evaluate, link])

@@ -45,7 +45,7 @@ def test_all_entities_of_a_unit_count_and_only_near_and_live_ones_are_settled() 
     assert one.asked == {(0, 3), (1, 1), (1, 3)}
 
 
-@pytest.mark.parametrize("off", [-0.9, 0.9, 7.0])
+@pytest.mark.parametrize("off", [-7.0, -0.9, 0.9, 7.0])
 def test_an_error_on_what_is_identical_to_the_gold_is_seen(off: float) -> None:
     scanned = EXACT.clone()
     scanned[0, 0] += off

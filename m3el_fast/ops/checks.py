@@ -23,5 +23,7 @@ def expect_rows(name: str, rows: Tensor, count: int) -> None:
     """Raises ValueError if ``rows`` is not an int64 vector of values in 0..count-1."""
     if rows.dtype != torch.int64 or rows.dim() != 1:
         raise ValueError(f"{name}: expected a vector of int64, got {rows.dtype} of shape {tuple(rows.shape)}")
-    if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < count:
-        raise ValueError(f"{name}: expected rows in 0..{count - 1}, got {int(rows.min())}..{int(rows.max())}")
+    if rows.numel():
+        low, high = torch.stack(rows.aminmax()).tolist()  # on a GPU, one wait for both
+        if not 0 <= low <= high < count:
+            raise ValueError(f"{name}: expected rows in 0..{count - 1}, got {low}..{high}")

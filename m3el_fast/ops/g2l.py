@@ -56,15 +56,16 @@ def g2l_scores(
         [M, E] scores in the dtype of the key.
 
     Raises:
-        ValueError: shapes do not match, a row is out of range, or an option is unknown.
+        ValueError: shapes do not match, a mask is not bool, a row is out of range, or an option is unknown.
     """
     _check(query, key, value, gate, query_mask, key_mask, pooling, precision)
     if rows is not None:
         expect_rows("rows", rows, query.shape[0])
     native = _native_obstacle(query, key, value, gate, norm, pooling, has_gradient=rows is None)
-    triton = _triton_obstacle(query, key, value, gate, norm, pooling, has_gradient=rows is None)
+    others = (query_mask, key_mask, rows)
+    triton = _triton_obstacle(query, key, value, gate, norm, pooling, *others, has_gradient=rows is None)
     chosen = choose(backend, key, native, triton)
-    if chosen != "reference":
+    if chosen != "reference" and (rows is None or rows.numel()):
         scores = torch.ops.m3el_fast.g2l_scores if chosen == "native" else triton_g2l.scores
         operands = _operands(query, key, value, gate, norm, query_mask, key_mask)
         result: Tensor = scores(*operands, rows, precision == "bf16")
@@ -102,7 +103,8 @@ def g2l_pairs(
     expect_rows("entity", entity, query.shape[0])
     expect("entity", entity, tuple(mention.shape))
     native = _native_obstacle(query, key, value, gate, norm, pooling, has_gradient=False)
-    triton = _triton_obstacle(query, key, value, gate, norm, pooling, has_gradient=False)
+    others = (query_mask, key_mask, mention, entity)
+    triton = _triton_obstacle(query, key, value, gate, norm, pooling, *others, has_gradient=False)
     chosen = choose(backend, key, native, triton)
     if chosen != "reference" and mention.numel():
         pairs = torch.ops.m3el_fast.g2l_pairs if chosen == "native" else triton_g2l.pairs
@@ -192,9 +194,10 @@ def _triton_obstacle(
     gate: Tensor,
     norm: LayerNormWeights,
     pooling: Pooling,
-    *,
+    *others: Tensor | None,
     has_gradient: bool,
 ) -> str | None:
+    """``others``: masks, rows of a list."""
     if pooling != "mean":
         return f"the kernel has no {pooling} pooling"
     if query.numel() == 0 or key.numel() == 0:
@@ -202,7 +205,7 @@ def _triton_obstacle(
     if key.shape[1] > _MOST_COLUMNS:
         return f"the kernel takes up to {_MOST_COLUMNS} mention tokens, got {key.shape[1]}"
     tensors = (query, key, value, gate, norm.weight, norm.bias)
-    obstacle = gpu.not_gpu_floats(*tensors)
+    obstacle = gpu.not_gpu_floats(*tensors) or gpu.elsewhere(key, *others)
     return obstacle or (None if has_gradient else needs_gradient(*tensors))
 
 
@@ -228,6 +231,14 @@ def _operands(
     )
 
 
+def _expect_mask(name: str, mask: Tensor | None, wanted: tuple[int, ...]) -> None:
+    if mask is None:
+        return
+    expect(name, mask, wanted)
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{name}: expected bool, got {mask.dtype}")
+
+
 def _check(
     query: Tensor,
     key: Tensor,
@@ -243,10 +254,8 @@ def _check(
     expect("key", key, (mentions, columns, d))
     expect("value", value, (mentions, columns, d))
     expect("gate", gate, (entities, d))
-    if query_mask is not None:
-        expect("query_mask", query_mask, (entities, rows))
-    if key_mask is not None:
-        expect("key_mask", key_mask, (mentions, columns))
+    _expect_mask("query_mask", query_mask, (entities, rows))
+    _expect_mask("key_mask", key_mask, (mentions, columns))
     if pooling not in ("mean", "max", "soft"):
         raise ValueError(f"pooling: expected 'mean', 'max' or 'soft', got {pooling!r}")
     if pooling != "mean" and precision != "fp32":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 
@@ -13,6 +15,7 @@ MISSING = "" if find_spec("triton") else "triton is not installed: pip install t
 NO_KERNEL = "this op has no Triton kernel"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
+_OLDEST = (8, 0)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -30,13 +33,28 @@ def on_gpu(tensor: Tensor) -> bool:
     return tensor.is_cuda
 
 
+@contextmanager
+def launches(tensor: Tensor) -> Iterator[None]:
+    """What a custom op does in here runs on the tensor's device, in the dtypes that it names: without autocast."""
+    with torch.cuda.device_of(tensor), torch.autocast(tensor.device.type, enabled=False):
+        yield
+
+
+def elsewhere(first: Tensor, *others: Tensor | None) -> str | None:
+    """The obstacle that one of ``others`` is on another device than the first, or None."""
+    wrong = next((t for t in others if t is not None and t.device != first.device), None)
+    return None if wrong is None else f"the kernel takes tensors of one device, got {first.device} and {wrong.device}"
+
+
 def not_gpu_floats(*tensors: Tensor) -> str | None:
     """The obstacle that the kernels cannot run on ``tensors``, or None."""
-    wrong = next((t for t in tensors if t.device != tensors[0].device), None)
-    if wrong is not None:
-        return f"the kernel takes tensors of one device, got {tensors[0].device} and {wrong.device}"
+    obstacle = elsewhere(*tensors)
+    if obstacle:
+        return obstacle
     if not (tensors[0].is_cuda or INTERPRETED):
         return f"the kernel takes CUDA tensors, got {tensors[0].device}"
+    if tensors[0].is_cuda and torch.cuda.get_device_capability(tensors[0].device) < _OLDEST:
+        return "the kernel takes GPUs of compute capability 8.0 and newer"
     wrong = next((t for t in tensors if t.dtype not in _DTYPES), None)
     if wrong is not None:
         return f"the kernel takes fp32, bf16 and fp16, got {wrong.dtype}"

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from m3el_fast.ops import gpu
 from m3el_fast.ops.reference import HEAD_TEMPERATURES
 
 _TENSORS = 10  # glob, local and eight weights: what has a gradient, first among the op's arguments
@@ -42,7 +43,7 @@ def context(
         head_weight,
     )
     temperatures = HEAD_TEMPERATURES[head_weight.shape[0]]
-    with torch.cuda.device_of(glob):
+    with gpu.launches(glob):
         result: tuple[Tensor, Tensor, Tensor] = cross_modal.context(glob, local, weights, temperatures, lam, eps)
     return result
 
@@ -102,7 +103,7 @@ def backward(
         head_weight,
     )
     temperatures = HEAD_TEMPERATURES[head_weight.shape[0]]
-    with torch.cuda.device_of(glob):
+    with gpu.launches(glob):
         found: list[Tensor] = cross_modal_backward.gradients(
             gradient, kept, stats, glob, local, weights, temperatures, lam, eps
         )
@@ -156,4 +157,9 @@ def _backward(ctx: Any, gradient: Tensor, *_: Tensor | None) -> tuple[Tensor | N
     return (*gradients, None, None, None)
 
 
+def _no_second(ctx: Any, *gradients: Tensor) -> None:
+    raise NotImplementedError("cross_modal_context: no second derivative, backend 'reference' has it")
+
+
 torch.library.register_autograd("m3el_fast::triton_cross_modal_context", _backward, setup_context=_keep)
+torch.library.register_autograd("m3el_fast::triton_cross_modal_backward", _no_second)

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from m3el_fast.ops import gpu
+
 
 @torch.library.custom_op("m3el_fast::triton_dual_scores", mutates_args=())
 def scores(source: Tensor, target: Tensor, gate: Tensor, bias: Tensor, eps1: float, eps2: float) -> Tensor:
     from m3el_fast.kernels import dual
 
-    with torch.cuda.device_of(source):
+    with gpu.launches(source):
         result: Tensor = dual.scores(source, target, gate, bias, eps1, eps2)
     return result
 
@@ -28,7 +30,7 @@ def backward(
 ) -> list[Tensor]:
     from m3el_fast.kernels import dual_backward
 
-    with torch.cuda.device_of(source):
+    with gpu.launches(source):
         found: list[Tensor] = dual_backward.gradients(gradient, source, target, gate, bias, eps1, eps2)
     return found
 
@@ -49,4 +51,9 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     return (*backward(gradient, *ctx.saved_tensors, ctx.eps1, ctx.eps2), None, None)
 
 
+def _no_second(ctx: Any, *gradients: Tensor) -> None:
+    raise NotImplementedError("dual_scores: no second derivative, backend 'reference' has it")
+
+
 torch.library.register_autograd("m3el_fast::triton_dual_scores", _backward, setup_context=_keep_operands)
+torch.library.register_autograd("m3el_fast::triton_dual_backward", _no_second)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from m3el_fast.ops import gpu
+
 _TENSORS = 6  # query, key, value, gate, norm_weight, norm_bias: what has a gradient, first among the op's arguments
 
 
@@ -26,7 +28,7 @@ def scores(
 ) -> Tensor:
     from m3el_fast.kernels import g2l, g2l_operands
 
-    with torch.cuda.device_of(key):
+    with gpu.launches(key):
         operands = g2l_operands.operands(
             query, key, value, gate, norm_weight, norm_bias, eps, query_mask, key_mask, bf16, rows
         )
@@ -68,7 +70,7 @@ def pairs(
 ) -> Tensor:
     from m3el_fast.kernels import g2l, g2l_operands
 
-    with torch.cuda.device_of(key):
+    with gpu.launches(key):
         operands = g2l_operands.operands(
             query, key, value, gate, norm_weight, norm_bias, eps, query_mask, key_mask, bf16
         )
@@ -110,7 +112,7 @@ def backward(
 ) -> list[Tensor]:
     from m3el_fast.kernels import g2l_backward
 
-    with torch.cuda.device_of(key):
+    with gpu.launches(key):
         found: list[Tensor] = g2l_backward.gradients(
             gradient, query, key, value, gate, norm_weight, norm_bias, eps, query_mask, key_mask, bf16
         )
@@ -150,4 +152,9 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     return (*gradients, *[None] * (len(ctx.needs_input_grad) - _TENSORS))
 
 
+def _no_second(ctx: Any, *gradients: Any) -> None:
+    raise NotImplementedError("g2l_scores: no second derivative, backend 'reference' has it")
+
+
 torch.library.register_autograd("m3el_fast::triton_g2l_scores", _backward, setup_context=_keep_operands)
+torch.library.register_autograd("m3el_fast::triton_g2l_backward", _no_second)

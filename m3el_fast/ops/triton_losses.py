@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from m3el_fast.ops import gpu
+
 
 @torch.library.custom_op("m3el_fast::triton_contrastive", mutates_args=())
 def contrastive(
@@ -24,12 +26,13 @@ def contrastive(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean loss of the anchors first to last - 1 of both sides, and what the backward pass needs.
 
-    The other arguments are ``Terms`` of ``kernels/contrastive.py``.
+    The other arguments are ``Terms`` of ``kernels/contrastive_tiles.py``.
     """
-    from m3el_fast.kernels.contrastive import Terms, forward
+    from m3el_fast.kernels.contrastive import forward
+    from m3el_fast.kernels.contrastive_tiles import Terms
 
     terms = Terms(other_scale, other_weight, same_scale, same_weight, self_term, normalise)
-    with torch.cuda.device_of(entity):
+    with gpu.launches(entity):
         loss, saved = forward(entity, mention, duplicates, first, last, terms)
     return loss, saved.lse, saved.lse.new_empty(0) if saved.inverse is None else saved.inverse
 
@@ -74,12 +77,13 @@ def contrastive_backward(
     self_term: bool,
     normalise: bool,
 ) -> tuple[Tensor, Tensor]:
-    from m3el_fast.kernels.contrastive import Saved, Terms
+    from m3el_fast.kernels.contrastive import Saved
     from m3el_fast.kernels.contrastive_backward import backward
+    from m3el_fast.kernels.contrastive_tiles import Terms
 
     terms = Terms(other_scale, other_weight, same_scale, same_weight, self_term, normalise)
     saved = Saved(lse, inverse if normalise else None)
-    with torch.cuda.device_of(entity):
+    with gpu.launches(entity):
         found: tuple[Tensor, Tensor] = backward(gradient, entity, mention, duplicates, first, last, terms, saved)
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -82,7 +83,8 @@ class Streamed:
         self._most = max(1, _STAGED // sum(_row_bytes(index)))
 
     def blocks(self, size: int) -> Iterator[Block]:
-        """As :meth:`Mapped.blocks`."""
+        """As :meth:`Mapped.blocks`. For plain loops: one that is left half-way drops this, and so ends the thread; a
+        comprehension or a variable would be kept by an exception's traceback."""
         coming: Future[Callable[[], Block]] | None = None
         with ThreadPoolExecutor(1) as reader:
             for start, stop in _spans(self._index.rows, min(size, self._most)):
@@ -174,7 +176,8 @@ def entities_on(device: torch.device, index: EntityIndex) -> Entities:
     if device.type == "cpu":
         return Mapped(index)
     if device.type == "cuda" and fits(_bytes(index), free_bytes(device)):
-        return Resident(index, device)
+        with suppress(torch.OutOfMemoryError):  # another process was faster, or memory is in pieces
+            return Resident(index, device)
     return Streamed(index, device)
 
 

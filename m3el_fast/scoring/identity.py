@@ -56,12 +56,13 @@ class Identity:
     @cached_property
     def occurrence(self) -> Tensor:
         """[rows] int64: how many earlier live rows are identical to each row in the union score."""
-        live = self._index.live.long().to(self._device)
-        order = self.union.argsort(stable=True)
+        leader, live = self.union.cpu(), self._index.live.long()
+        order = leader.argsort(stable=True)
         earlier = live[order].cumsum(0) - live[order]
-        first = _starts(self.union[order])
+        first = _starts(leader[order])
         before = earlier[first][first.long().cumsum(0) - 1]  # live rows ahead of each row's group
-        return torch.empty_like(order).index_put((order,), earlier - before)
+        # a copy from the CPU is there when it returns, for a thread on another stream too
+        return torch.empty_like(order).index_put((order,), earlier - before).to(self._device)
 
     def _leaders(self, keys: Tensor) -> Tensor:
         distinct, group = keys.unique(return_inverse=True)

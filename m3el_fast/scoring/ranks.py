@@ -49,9 +49,11 @@ class RankCounter:
             MarginTooSmall: count again from the start.
         """
         # the bounds of an infinite gold may be NaN, and then nothing is clear
-        above = (scores > self._high) & (keys != self._key[:, None])
+        identical = keys == self._key[:, None]
+        above = (scores > self._high) & ~identical
         self._above += torch.where(above, weights, 0).sum(dim=1)
-        mention, column = (~(scores < self._low) & ~above).nonzero(as_tuple=True)
+        # what is identical to the gold shows the scan's error, however large it is
+        mention, column = (~((scores < self._low) | above) | identical).nonzero(as_tuple=True)
         self._open.append((mention, units[column], keys[column], weights[column], scores[mention, column]))
         self._count += len(mention)
         if self._count > _FLUSH:

@@ -14,7 +14,7 @@ _COMPACT = 1 << 16  # entries that are worth a look at how many of them still co
 
 @dataclass(frozen=True)
 class TopK:
-    """The best k entities of each mention.
+    """The best k entities of each mention, on the CPU.
 
     Attributes:
         rows: [M, k] int64 rows of the index, best first, ties to the lower row; -1 where candidates run out.
@@ -80,4 +80,4 @@ def best(mention: Tensor, row: Tensor, scores: Mapping[str, Tensor], mentions: i
     at = (mention[order], place)
     rows = row.new_full((mentions, k), -1).index_put(at, row[order])
     blank = union.new_full((mentions, k), -math.inf)
-    return TopK(rows, {name: blank.index_put(at, score[order]) for name, score in scores.items()})
+    return TopK(rows.cpu(), {name: blank.index_put(at, score[order]).cpu() for name, score in scores.items()})

@@ -172,6 +172,16 @@ def test_extreme_logits(device: str) -> None:
     assert all(x.isfinite().all() for x in found)
 
 
+def test_logits_above_those_of_the_forward_pass(device: str) -> None:
+    """Sums of another order round huge logits otherwise: no probability passes 1."""
+    unit = Unit(3, 4, 8, device)
+    leaves = [*(x.detach() for x in unit.leaves), None, None, unit.heads, 0.7, 1e-5]
+    out, rows, stats = triton_cross_modal.context(*leaves)
+    stats[0] -= 1e3
+    found = triton_cross_modal.backward(out, rows, stats, *leaves)
+    assert all(x.isfinite().all() for x in found)
+
+
 def test_non_contiguous(device: str) -> None:
     unit = Unit(5, 6, 16, device)
     expected = unit.gradients("triton")
@@ -180,6 +190,19 @@ def test_non_contiguous(device: str) -> None:
     glob = unit.leaves[0].detach().T.contiguous().T
     unit.leaves[:2] = [glob.requires_grad_(), wide[:, 2:8, 7:23].requires_grad_()]
     unit.leaves[2] = unit.leaves[2].detach().T.contiguous().T.requires_grad_()
+    out, found = unit.gradients("triton")
+    assert torch.equal(out, expected[0])
+    assert all(torch.equal(x, y) for x, y in zip(found, expected[1], strict=True))
+
+
+def test_rows_far_apart(device: str) -> None:
+    """Offsets beyond 2^31, of which nothing in between is touched."""
+    unit = Unit(2, 3, 16, device, torch.bfloat16)
+    expected = unit.gradients("triton")
+    apart = 1 << 30
+    memory = torch.empty(2 * apart + 2 * 16, device=device, dtype=torch.bfloat16)
+    local = memory.as_strided((2, 3, 16), (16, apart, 1)).copy_(unit.leaves[1].detach())
+    unit.leaves[1] = local.requires_grad_()
     out, found = unit.gradients("triton")
     assert torch.equal(out, expected[0])
     assert all(torch.equal(x, y) for x, y in zip(found, expected[1], strict=True))
@@ -205,6 +228,13 @@ def test_nan_stays_with_its_item(device: str) -> None:
     with torch.no_grad():
         unit.leaves[1][1, 2, 3] = math.nan
     assert unit.context("triton").isnan().all(1).tolist() == [False, True, False]
+
+
+def test_no_second_derivative(device: str) -> None:
+    unit = Unit(2, 3, 8, device)
+    first = torch.autograd.grad(unit.context("triton").sum(), unit.leaves, create_graph=True)
+    with pytest.raises(NotImplementedError, match="cross_modal_context: no second derivative"):
+        first[0].sum().backward()
 
 
 def test_refusals(device: str) -> None:

@@ -149,19 +149,28 @@ def test_nan_stays_with_its_row(device: str) -> None:
     assert unit.scores("triton").isnan().all(1).tolist() == [False, True, False]
 
 
-def test_non_contiguous(device: str) -> None:
+@pytest.mark.parametrize("d", [3, 8])  # rows of 16 values, which need no padding, and of 31
+def test_non_contiguous(d: int, device: str) -> None:
     """Slices of wider rows, with a stride that is a multiple of 16 and one that is not, and columns far apart."""
-    unit = Unit(5, 6, 8, device)
+    unit = Unit(5, 6, d, device)
     expected = unit.gradients("triton")
     source, target = (x.detach() for x in unit.leaves[:2])
     for width in (48, 50):
         wide = torch.full((5, width), math.nan, device=device)
-        wide[:, :31] = source
-        unit.leaves[0] = wide[:, :31].requires_grad_()
+        wide[:, : 3 * d + 7] = source
+        unit.leaves[0] = wide[:, : 3 * d + 7].requires_grad_()
         unit.leaves[1] = target.T.contiguous().T.requires_grad_()
         out, found = unit.gradients("triton")
         assert torch.equal(out, expected[0])
         assert all(torch.equal(x, y) for x, y in zip(found, expected[1], strict=True))
+
+
+def test_constants_may_be_vectors_of_one(device: str) -> None:
+    unit = Unit(2, 3, 8, device)
+    unit.leaves[2:] = [x.detach()[None].requires_grad_() for x in unit.leaves[2:]]
+    found, expected = unit.gradients("triton")[1], unit.double().gradients("reference")[1]
+    for name, x, y in zip(NAMES, found, expected, strict=True):
+        close(name, x, y, TOLERANCE[torch.float32])
 
 
 def test_gradient_of_a_transposed_and_of_a_sum(device: str) -> None:
@@ -180,6 +189,13 @@ def test_deterministic(device: str) -> None:
     (first, gradients), (second, again) = unit.gradients("triton"), unit.gradients("triton")
     assert torch.equal(first, second)
     assert all(torch.equal(x, y) for x, y in zip(gradients, again, strict=True))
+
+
+def test_no_second_derivative(device: str) -> None:
+    unit = Unit(2, 3, 8, device)
+    first = torch.autograd.grad(unit.scores("triton").sum(), unit.leaves, create_graph=True)
+    with pytest.raises(NotImplementedError, match="dual_scores: no second derivative"):
+        first[0].sum().backward()
 
 
 def test_refusals(device: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytest
@@ -40,7 +42,8 @@ SIZES = [  # E, M, Le, Lm, d: one of all; CLIP's text and images; primes; no mul
     (67, 5, 2, 33, 36),
     (5, 2, 2, 64, 16),
 ]
-WIDE = [(5, 2, 2, 300, 96), (3, 3, 2, 600, 40), (2, 2, 2, 77, 256)]  # keys in sections, in one dtype or all
+# keys in sections, in one dtype or all
+WIDE = [(5, 2, 2, 300, 96), (3, 3, 2, 600, 40), (2, 2, 2, 77, 256), (3, 2, 2, 9, 132)]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -143,10 +146,11 @@ def test_masks(sizes: tuple[int, ...], mode: str) -> None:
 def test_masked_tokens_are_not_read() -> None:
     sizes = (5, 3, 4, 40, 96)
     x, own = case(sizes, MODES["fp32"]), masks(sizes)
-    wanted = call(x, backend="triton", **own)
+    wanted = [call(x, backend="triton", **own), *gradients(x, "triton", **own)]
     x["query"][~own["query_mask"]] = 1e15
     x["key"][~own["key_mask"]] = 1e15
-    assert torch.equal(call(x, backend="triton", **own), wanted)
+    for found, before in zip([call(x, backend="triton", **own), *gradients(x, "triton", **own)], wanted, strict=True):
+        assert torch.equal(found, before)
 
 
 @pytest.mark.parametrize("mode", ["fp32", "fp32-bf16"])
@@ -183,9 +187,45 @@ def test_pairs(sizes: tuple[int, ...], mode: str) -> None:
     assert_near(found, expected(x, **own)[mention, entity], MODES[mode].scores)
 
 
-def test_no_pairs() -> None:
-    none = torch.empty(0, dtype=torch.int64, device=DEVICE)
-    assert call(case((3, 2, 2, 4, 8), MODES["fp32"]), ops.g2l_pairs, none, none, backend="triton").shape == (0,)
+@pytest.mark.parametrize("columns", [4, 600])
+def test_none_asked_for(columns: int) -> None:
+    x, none = case((3, 2, 2, columns, 40), MODES["fp32"]), torch.empty(0, dtype=torch.int64, device=DEVICE)
+    assert call(x, ops.g2l_pairs, none, none, backend="triton").shape == (0,)
+    assert call(x, rows=none, backend="triton").shape == (2, 0)
+
+
+def within(context: str) -> Any:
+    """Settings of the caller that must not reach the sums."""
+    if context == "autocast":
+        return torch.autocast(DEVICE, dtype=torch.bfloat16)
+    return default_dtype(torch.float64 if context == "fp64 by default" else torch.bfloat16)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("columns", [13, 300])
+@pytest.mark.parametrize("context", ["autocast", "fp64 by default", "bf16 by default"])
+def test_sums_stay_in_fp32(context: str, columns: int) -> None:
+    x = case((5, 3, 2, columns, 40), MODES["fp32"])
+    mention, entity = pairs_of((5, 3))
+
+    def run() -> list[Tensor]:
+        leaves = {name: t.detach().clone().requires_grad_() for name, t in x.items()}
+        scores = call(leaves, backend="triton")
+        scores.backward(x["value"].sum() * torch.ones_like(scores))
+        pairs = call(x, ops.g2l_pairs, mention, entity, backend="triton")
+        return [scores.detach(), pairs, *(t.grad for t in leaves.values() if t.grad is not None)]
+
+    wanted = run()
+    with within(context):
+        found = run()
+    assert len(found) == 8 and all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
 
 
 def test_layouts_do_not_count() -> None:
@@ -313,6 +353,13 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         call(leaves, rows=rows, backend="triton")
     with pytest.raises(ValueError, match="no gradient"):
         call(leaves, ops.g2l_pairs, rows, rows, backend="triton")
+    for name, mask in masks((3, 2, 2, 5, 8)).items():
+        for backend in ("triton", "reference"):
+            with pytest.raises(ValueError, match=f"{name}: expected bool, got torch\\.int64"):
+                call(x, backend=backend, **{name: mask.long()})
+    (first,) = torch.autograd.grad(call(leaves, backend="triton").square().sum(), leaves["query"], create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        first.sum().backward()
     monkeypatch.setattr(gpu, "INTERPRETED", False)
     with pytest.raises(ValueError, match="takes CUDA tensors, got cpu"):
         call({name: t.cpu() for name, t in x.items()}, backend="triton")

@@ -15,7 +15,7 @@ from m3el_fast.ops import triton_losses
 
 pytest.importorskip("triton")
 
-from m3el_fast.kernels import contrastive, contrastive_backward
+from m3el_fast.kernels import contrastive, contrastive_backward, contrastive_tiles
 
 Loss = Callable[..., Tensor]
 
@@ -40,8 +40,7 @@ MAIN = ["paper", "released", "infonce", "mclet"]
 # sides see them. An error of 2^-21 (tf32x3) of logits up to 130 is one of 6e-5 of their exponentials. Half types round
 # the gradient's coefficients (bf16: 2^-9; fp16 in TF32: 2^-11) and the gradient itself.
 FP32 = (2e-5, 1e-4)
-TOLERANCE = [(torch.float32, *FP32), (torch.bfloat16, 2e-5, 1.2e-2), (torch.float16, 2e-5, 2e-3)]
-DTYPES = pytest.mark.parametrize(("dtype", "of_loss", "of_gradient"), TOLERANCE, ids=["fp32", "bf16", "fp16"])
+HALVES = [(torch.bfloat16, 2e-5, 1.2e-2), (torch.float16, 2e-5, 2e-3)]
 
 
 def pair(batch: int, d: int, device: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -76,13 +75,18 @@ def check(loss: Loss, inputs: tuple[Tensor, ...], of_loss: float, of_gradient: f
         torch.testing.assert_close(found.double(), right, rtol=0, atol=atol)
 
 
-@DTYPES
 @pytest.mark.parametrize("name", LOSSES)
-def test_losses_and_gradients(name: str, dtype: torch.dtype, of_loss: float, of_gradient: float, device: str) -> None:
+def test_losses_and_gradients(name: str, device: str) -> None:
+    check(LOSSES[name], pair(40, 20, device), *FP32)
+
+
+@pytest.mark.parametrize("name", [*MAIN, "paper-online"])
+@pytest.mark.parametrize(("dtype", "of_loss", "of_gradient"), HALVES, ids=["bf16", "fp16"])
+def test_half_types(name: str, dtype: torch.dtype, of_loss: float, of_gradient: float, device: str) -> None:
     check(LOSSES[name], pair(40, 20, device, dtype), of_loss, of_gradient)
 
 
-@pytest.mark.parametrize(("batch", "d"), [(1, 1), (1, 7), (2, 100), (3, 512), (64, 16), (19, 1000), (131, 17), (29, 1)])
+@pytest.mark.parametrize(("batch", "d"), [(1, 1), (1, 7), (2, 100), (3, 1000), (64, 16), (67, 17), (29, 1)])
 @pytest.mark.parametrize("name", ["paper", "infonce"])
 def test_sizes(name: str, batch: int, d: int, device: str) -> None:
     check(LOSSES[name], pair(batch, d, device), *FP32)
@@ -105,9 +109,9 @@ def test_duplicates(name: str, form: str, device: str) -> None:
 @pytest.mark.parametrize(("name", "masked"), [("paper", True), ("mclet", False)])
 def test_slices_of_anchors_add_up(name: str, masked: bool, device: str) -> None:
     """As processes of a distributed run: each takes its own anchors, the mean over processes is the whole batch's."""
-    batch = 90
+    batch = 70
     inputs, duplicates = pair(batch, 10, device), golds(batch, device) if masked else None
-    cuts = [0, 30, 60, 90]
+    cuts = [0, 35, 70]
     whole, gradients = value_and_gradients(LOSSES[name], inputs, backend="triton", duplicates=duplicates)
     parts = []
     for first, last in itertools.pairwise(cuts):
@@ -142,18 +146,18 @@ def test_groups_of_tiles_and_strips(
 @pytest.mark.slow
 def test_large_tiles(device: str) -> None:
     """Those of batches above 1,024."""
-    assert contrastive.tile_of(1025, 16, torch.float32, masked=False).size == 128
+    assert contrastive_tiles.tile_of(1025, 16, torch.float32, masked=False).size == 128
     check(LOSSES["paper"], pair(1025, 16, device), *FP32, anchors=range(1000, 1025))
 
 
 @pytest.mark.parametrize("name", MAIN)
 def test_ties(name: str, device: str) -> None:
-    rows = torch.ones(66, 8, device=device, requires_grad=True)
+    rows = torch.ones(20, 8, device=device, requires_grad=True)
     check(LOSSES[name], (rows, rows.detach().clone().requires_grad_()), *FP32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("name", ["paper", "released-online", "infonce"])
+@pytest.mark.parametrize("name", ["paper-online", "infonce"])
 @pytest.mark.parametrize("scale", [1e3, 0.0])
 def test_extreme_rows_stay_finite(name: str, dtype: torch.dtype, scale: float, device: str) -> None:
     inputs = tuple((scale * x.detach().float()).to(dtype).requires_grad_() for x in pair(9, 6, device))
@@ -230,6 +234,24 @@ def test_auto_takes_the_kernel(device: str) -> None:
         assert torch.equal(loss(*inputs), loss(*inputs, backend="triton"))
     exact = tuple(x.double() for x in inputs)
     assert ops.icl_loss(*exact).dtype == torch.float64
+
+
+def test_no_second_derivative(device: str) -> None:
+    inputs = pair(4, 8, device)
+    first = torch.autograd.grad(ops.icl_loss(*inputs, backend="triton"), inputs, create_graph=True)
+    with pytest.raises(NotImplementedError, match="contrastive losses: no second derivative"):
+        first[0].sum().backward()
+
+
+@pytest.mark.usefixtures("like_gpu")
+@pytest.mark.parametrize("name", ["paper", "infonce"])
+def test_is_one_graph(name: str, device: str) -> None:
+    inputs, options = pair(6, 8, device), {"duplicates": golds(6, device), "anchors": range(1, 5)}
+    compiled = torch.compile(lambda *x: LOSSES[name](*x, **options), fullgraph=True, backend="aot_eager")
+    found, expected = (
+        torch.autograd.grad(f(*inputs), inputs) for f in (compiled, lambda *x: LOSSES[name](*x, **options))
+    )
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
 
 
 def test_refusals(device: str) -> None:
