@@ -22,8 +22,6 @@ from m3el_fast.scorer import Scorer
 
 ROW_NAMES = {"union": "full model", "text": "text only", "image": "image only", "cross": "cross-modal only"}
 
-_MENTIONS = 256
-
 
 @torch.inference_mode()
 def rank_split(scorer: Scorer, split: Split, rows: Tensor | None = None, progress: bool = True) -> dict[str, Tensor]:
@@ -37,7 +35,7 @@ def rank_split(scorer: Scorer, split: Split, rows: Tensor | None = None, progres
     rows = torch.arange(len(split.gold)) if rows is None else rows
     parts: list[dict[str, Tensor]] = []
     with tqdm(total=len(rows), desc="ranking", unit="mention", disable=not progress, leave=False) as bar:
-        for block in rows.split(_MENTIONS):
+        for block in rows.split(scorer.batch):
             side = model.mention_side(split.source.inputs(block).to(model.device))
             parts.append(scorer.ranks(side, split.gold[block]))
             bar.update(len(block))

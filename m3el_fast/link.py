@@ -25,8 +25,6 @@ from m3el_fast.scorer import Scorer, TopK
 
 COMPONENTS = ("text", "image", "t2v", "v2t")
 
-_BLOCK = 256
-
 
 @dataclass(frozen=True)
 class Request:
@@ -153,8 +151,8 @@ class Linker:
         with bar, torch.inference_mode():
             for limited in (False, True):
                 places = [i for i, request in enumerate(requests) if (request.candidates is not None) == limited]
-                for start in range(0, len(places), _BLOCK):
-                    block = places[start : start + _BLOCK]
+                for start in range(0, len(places), self.scorer.batch):
+                    block = places[start : start + self.scorer.batch]
                     source = mention_source([requests[i].mention for i in block], self.model.encoder, cache)
                     side = self.model.mention_side(source.inputs(torch.arange(len(block))).to(self.model.device))
                     own = [requests[i].candidates or [] for i in block] if limited else None

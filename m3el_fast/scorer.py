@@ -35,6 +35,7 @@ COMPONENTS = ("union", "text", "image", "cross")
 Candidates = Sequence[Sequence[str]]
 
 _SAMPLE, _SAMPLED = 256, 2048  # pairs, at least, that the first margins come from, and entities, at most
+_BATCH = 256  # mentions that are encoded at a time, on a CPU
 
 _Result = TypeVar("_Result")
 
@@ -91,6 +92,11 @@ class Scorer:
         self._whole = Scanner(matcher, self._entities, settling)
         self._pairs = PairScorer(matcher, self._entities, self._identity, settling)
         self._margins = Margins(checked=precision != "bf16")
+
+    @property
+    def batch(self) -> int:
+        """Mentions to give a call at least, where there are as many: a streamed index goes to the GPU once a block."""
+        return max(_BATCH, self._sizes.mentions)
 
     @property
     def stats(self) -> Stats:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from m3el_fast import link as link_module
 from m3el_fast.data.layout import mention_text, read_kb
 from m3el_fast.dataset import kb_source, mention_source, open_images
 from m3el_fast.errors import InputError
@@ -19,6 +18,7 @@ from m3el_fast.index import EntityIndex
 from m3el_fast.link import COMPONENTS, Linker, parse_mention
 from m3el_fast.link import main as link
 from m3el_fast.models import load_model
+from m3el_fast.scorer import Scorer
 from tiny import tiny_config, tiny_model
 from trained import MENTIONS, Trained, failure, link_arguments, trained_in, write_mentions
 
@@ -128,7 +128,7 @@ def test_more_links_than_entities(k: int, trained: Trained, work: Path, linker: 
 
 def test_blocks_do_not_matter(work: Path, linker: Linker, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = linker.link(in_folder(work))
-    monkeypatch.setattr(link_module, "_BLOCK", 2)
+    monkeypatch.setattr(Scorer, "batch", 2)
     assert all(same(one, other) for one, other in zip(whole, linker.link(in_folder(work)), strict=True))
 
 

@@ -87,7 +87,7 @@ def test_streamed_ranks_equal_the_whole_matrix(data_folder: Path, form: str, mon
     model, data = prepare(data_folder, form)
     split = data.splits["test"]
     index = fp32_index(model, data)
-    monkeypatch.setattr("m3el_fast.evaluate._MENTIONS", 7)
+    monkeypatch.setattr(Scorer, "batch", 7)
     ranks = rank_split(Scorer(model, index), split, progress=False)
     for name, found in ranks.items():
         score = getattr(whole_matrix(model, data), name).double()
