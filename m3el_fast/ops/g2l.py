@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from m3el_fast.ops import g2l_autograd, gpu, reference, triton_g2l  # noqa: F401  (the former registers the kernel's gradient)
+from m3el_fast.ops import gpu, reference, triton_g2l
 from m3el_fast.ops.backends import Backend, choose
 from m3el_fast.ops.checks import expect, expect_rows, shape
 from m3el_fast.ops.native import needs_gradient, not_cpu_fp32

@@ -1,7 +1,6 @@
 """The native extension as a backend: whether it is there, for which tensors, and its ops' fake tensors.
 
-The extension is loaded when this module is; ``MISSING`` says why that failed,
-and is empty where it worked.
+The extension is loaded when this module is; ``MISSING`` says why that failed, and is empty where it worked.
 """
 
 from __future__ import annotations
@@ -46,39 +45,6 @@ def needs_gradient(*tensors: Tensor) -> str | None:
 
 
 if not MISSING:
-
-    @torch.library.register_fake("m3el_fast::g2l_scores")
-    def _(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        gate: Tensor,
-        norm_weight: Tensor,
-        norm_bias: Tensor,
-        eps: float,
-        query_mask: Tensor | None,
-        key_mask: Tensor | None,
-        rows: Tensor | None,
-        bf16: bool,
-    ) -> Tensor:
-        return key.new_empty(key.shape[0], query.shape[0] if rows is None else rows.shape[0])
-
-    @torch.library.register_fake("m3el_fast::g2l_pairs")
-    def _(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        gate: Tensor,
-        norm_weight: Tensor,
-        norm_bias: Tensor,
-        eps: float,
-        query_mask: Tensor | None,
-        key_mask: Tensor | None,
-        mention: Tensor,
-        entity: Tensor,
-        bf16: bool,
-    ) -> Tensor:
-        return key.new_empty(mention.shape[0])
 
     @torch.library.register_fake("m3el_fast::inner_scores")
     def _(mention: Tensor, entity: Tensor) -> Tensor:
