@@ -6,7 +6,8 @@ one token of all its entities a step, so that the column means add up where the 
 padded, whatever their number. The tokens of the mentions stand side by side in two products of N1 and N2 columns a
 mention, N1 + N2 >= Lm: 32 + 8 for 40 tokens, 64 for 50. The share of padding is 1 - Lm / (N1 + N2): none for CLIP's 40
 text tokens, 22% for its 50 image tokens. Keys stay in shared memory for the whole walk, and every query tile that is
-read serves MB mentions.
+read serves MB mentions. Where keys do not fit (more than some 200 tokens, or wide ones), they are read again in
+sections for every token, and the column means leave the kernel, for some mentions at a time.
 """
 
 from __future__ import annotations
