@@ -1,6 +1,6 @@
 """The one public face of every kernel: checks the arguments, chooses the backend, runs the op.
 
-| op | reference | native: CPU, fp32 tensors | triton: GPU, fp32, bf16 and fp16 tensors |
+| op | reference | native: CPU, fp32 tensors | triton, or cuda where it says so: GPU, fp32, bf16 and fp16 tensors |
 |---|---|---|---|
 | icl_loss, infonce_loss, mclet_loss | both variants, duplicates, anchors | - | the same; gradient |
 | g2l_scores | mean, max and soft pooling, masks | mean pooling, masks; gradient without rows | the same, Lm <= 1,024 |
@@ -8,10 +8,12 @@
 | cross_modal_context | bidirectional and T2V-only form | - | both forms, d up to 256; gradient but for head_weight |
 | dual_scores | yes | forward | gradient |
 | inner_scores, inner_pairs, dual_pairs | yes | forward | - |
-| topk, topk_merge, rerank_topk | yes | forward | - |
+| topk, topk_merge | yes | forward | cuda: k <= 2,048 |
+| rerank_topk | yes | forward | cuda: bf16 products, C <= 2,048, Lm <= 128, d <= 256 (160 on sm_86, 89, 120) |
 
-``backend="auto"`` takes Triton's kernel for tensors on a GPU and the native one for others where it covers the
-arguments, else the reference; an explicit one is taken or refused with the reason. The native kernels have the levels
+``backend="auto"`` takes CUDA's or Triton's kernel for tensors on a GPU and the native one for others where it covers
+the arguments, else the reference; an explicit one is taken or refused with the reason. The CUDA kernels are a part of
+the native extension that is built where nvcc is. The native kernels have the levels
 scalar, avx2, avx512, avx512bf16 and amx; the environment variable M3EL_CPU_ISA forces one. With TRITON_INTERPRET=1,
 set before Python starts, Triton's kernels also run on CPU tensors, slowly, where they are asked for.
 """
@@ -37,7 +39,8 @@ from m3el_fast.ops.reference import (
     LayerNormWeights,
 )
 from m3el_fast.ops.reference_losses import diagonal_cross_entropy
-from m3el_fast.ops.selection import rerank_topk, topk, topk_merge
+from m3el_fast.ops.rerank import rerank_topk
+from m3el_fast.ops.selection import topk, topk_merge
 
 __all__ = [
     "CrossModalWeights",

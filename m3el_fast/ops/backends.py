@@ -2,42 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from m3el_fast.ops import cuda as extension
 from m3el_fast.ops import gpu
 from m3el_fast.ops import native as cpu
 
-Backend = Literal["auto", "reference", "native", "triton"]
-Chosen = Literal["reference", "native", "triton"]
+Chosen = Literal["reference", "native", "triton", "cuda"]
+Backend = Literal["auto"] | Chosen
 
 
-def choose(backend: Backend, tensor: Tensor, native: str | None, triton: str | None) -> Chosen:
+def choose(
+    backend: Backend,
+    tensor: Tensor,
+    native: str | None,
+    triton: str | None,
+    cuda: str | None = extension.NO_KERNEL,
+) -> Chosen:
     """The backend that runs an op.
 
     Args:
-        tensor: an argument; ``auto`` takes Triton's kernel for one on a GPU, the native one elsewhere.
-        native, triton: what that kernel does not cover among the arguments, or None.
+        tensor: an argument; ``auto`` takes CUDA's or else Triton's kernel for one on a GPU, the native one elsewhere.
+        native, triton, cuda: what that kernel does not cover among the arguments, or None.
 
     Raises:
         ValueError: the backend that was asked for cannot serve, or is unknown.
     """
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend: expected 'auto', 'reference', 'native' or 'triton', got {backend!r}")
+    obstacles: dict[Chosen, str | None] = {"native": native, "triton": triton, "cuda": cuda}
+    missing: dict[Chosen, str] = {"native": cpu.MISSING, "triton": gpu.MISSING, "cuda": extension.MISSING}
+    if backend == "auto":
+        order: tuple[Chosen, ...] = ("cuda", "triton") if gpu.on_gpu(tensor) else ("native",)
+        return next((name for name in order if not missing[name] and obstacles[name] is None), "reference")
     if backend == "reference":
         return "reference"
-    if backend == "auto":
-        if gpu.on_gpu(tensor):
-            return "triton" if not gpu.MISSING and triton is None else "reference"
-        return "native" if not cpu.MISSING and native is None else "reference"
-    missing = cpu.MISSING if backend == "native" else gpu.MISSING
-    obstacle = native if backend == "native" else triton
-    if missing:
-        raise ValueError(f"backend {backend!r}: {missing}")
-    if obstacle:
-        raise ValueError(f"backend {backend!r}: {obstacle}; 'auto' and 'reference' do")
+    if backend not in obstacles:
+        raise ValueError(f"backend: expected 'auto', 'reference', 'native', 'triton' or 'cuda', got {backend!r}")
+    if missing[backend]:
+        raise ValueError(f"backend {backend!r}: {missing[backend]}")
+    if obstacles[backend]:
+        raise ValueError(f"backend {backend!r}: {obstacles[backend]}; 'auto' and 'reference' do")
     return backend
 
 

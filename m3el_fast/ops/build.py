@@ -10,14 +10,16 @@ from pathlib import Path
 
 import torch
 
-INTERFACE = 3  # kInterface of csrc/native.cpp
+INTERFACE = 4  # kInterface of csrc/native.cpp
 
-_NOTE = Path(__file__).parents[1] / "_native_missing.txt"  # written by csrc/native_build.py
+# written by csrc/native_build.py
+_NOTE = Path(__file__).parents[1] / "_native_missing.txt"
+_CUDA_NOTE = Path(__file__).parents[1] / "_cuda_missing.txt"
 
 
 @dataclass(frozen=True)
 class NativeReport:
-    """What the native part says about itself; all but ``missing`` and ``torch`` are empty where it is missing.
+    """What the native part says about itself; where it is missing, why, and all the rest but torch is empty.
 
     Attributes:
         missing: why the extension cannot be used, empty where it can; the first line is a sentence of its own, further
@@ -26,6 +28,8 @@ class NativeReport:
         torch_target: oldest torch that the extension loads under; torch_headers: the one it was compiled against.
         compiler, flags: that built it.
         isa: best instruction set of this machine: scalar, avx2, avx512 or amx.
+        cuda: what its CUDA kernels were built with and for, such as "nvcc 13.0, sm_80 sm_90+PTX".
+        cuda_missing: why it has no CUDA kernels, in the form of ``missing``; empty where it has them.
     """
 
     missing: str
@@ -35,6 +39,8 @@ class NativeReport:
     compiler: str = ""
     flags: str = ""
     isa: str = ""
+    cuda: str = ""
+    cuda_missing: str = "it was built without CUDA"
 
     @property
     def summary(self) -> str:
@@ -49,6 +55,7 @@ class NativeReport:
         return (
             f"native extension: loaded\ntorch: {self.torch}\nbuilt against torch: {self.torch_headers}"
             f"\nneeds torch: >= {self.torch_target}\ncompiler: {self.compiler}\nflags: {self.flags}\nisa: {self.isa}"
+            f"\nCUDA kernels: {self.cuda or f'not there: {self.cuda_missing}'}"
         )
 
 
@@ -57,16 +64,18 @@ def native_report() -> NativeReport:
     """Load the extension, so that ``torch.ops.m3el_fast`` has its ops, and report; never raises for a missing one."""
     library = find_spec("m3el_fast._native")
     if library is None or library.origin is None:
-        return NativeReport(_why_missing(), torch.__version__)
+        return _missing(_reason(_NOTE, _NEVER_BUILT))
     try:
         torch.ops.load_library(library.origin)
         info = import_module("m3el_fast._build_info")
     except (OSError, ImportError) as error:
-        return NativeReport(f"{library.origin} does not load: {error}", torch.__version__)
+        return _missing(f"{library.origin} does not load: {error}")
     interface = torch.ops.m3el_fast.native_abi_version()
     if interface != INTERFACE:
-        stale = f"{library.origin} has interface {interface}, this checkout needs {INTERFACE}: install it again"
-        return NativeReport(stale, torch.__version__)
+        return _missing(
+            f"{library.origin} has interface {interface}, this checkout needs {INTERFACE}: install it again"
+        )
+    cuda = info.cuda()
     return NativeReport(
         missing="",
         torch=torch.__version__,
@@ -75,10 +84,17 @@ def native_report() -> NativeReport:
         compiler=info.compiler(),
         flags=info.flags(),
         isa=info.isa(),
+        cuda=cuda,
+        cuda_missing="" if cuda else _reason(_CUDA_NOTE, "it was built without them: install it again"),
     )
 
 
-def _why_missing() -> str:
-    if _NOTE.exists():
-        return _NOTE.read_text(encoding="utf-8").strip()
-    return "it was never built for this Python: run `pip install -e .` in the checkout, or `pip install` a wheel"
+_NEVER_BUILT = "it was never built for this Python: run `pip install -e .` in the checkout, or `pip install` a wheel"
+
+
+def _missing(why: str) -> NativeReport:
+    return NativeReport(why, torch.__version__, cuda_missing=why)
+
+
+def _reason(note: Path, otherwise: str) -> str:
+    return note.read_text(encoding="utf-8").strip() if note.exists() else otherwise

@@ -29,7 +29,7 @@ def report() -> str:
 
 
 def on_gpu(tensor: Tensor) -> bool:
-    """Whether ``auto`` looks for a Triton kernel."""
+    """Whether ``auto`` looks for a CUDA or a Triton kernel."""
     return tensor.is_cuda
 
 
@@ -46,6 +46,13 @@ def elsewhere(first: Tensor, *others: Tensor | None) -> str | None:
     return None if wrong is None else f"the kernel takes tensors of one device, got {first.device} and {wrong.device}"
 
 
+def too_old(tensor: Tensor) -> str | None:
+    """The obstacle that the tensor's GPU is older than the kernels, or None."""
+    if tensor.is_cuda and torch.cuda.get_device_capability(tensor.device) < _OLDEST:
+        return "the kernel takes GPUs of compute capability 8.0 and newer"
+    return None
+
+
 def not_gpu_floats(*tensors: Tensor) -> str | None:
     """The obstacle that the kernels cannot run on ``tensors``, or None."""
     obstacle = elsewhere(*tensors)
@@ -53,8 +60,9 @@ def not_gpu_floats(*tensors: Tensor) -> str | None:
         return obstacle
     if not (tensors[0].is_cuda or INTERPRETED):
         return f"the kernel takes CUDA tensors, got {tensors[0].device}"
-    if tensors[0].is_cuda and torch.cuda.get_device_capability(tensors[0].device) < _OLDEST:
-        return "the kernel takes GPUs of compute capability 8.0 and newer"
+    old = too_old(tensors[0])
+    if old:
+        return old
     wrong = next((t for t in tensors if t.dtype not in _DTYPES), None)
     if wrong is not None:
         return f"the kernel takes fp32, bf16 and fp16, got {wrong.dtype}"

@@ -5,7 +5,7 @@ The extension is loaded when this module is; ``MISSING`` says why that failed, a
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -70,3 +70,11 @@ if not MISSING:
     @torch.library.register_fake("m3el_fast::topk_merge")
     def _(values: Tensor, ids: Tensor, scores: Tensor, first: int) -> tuple[Tensor, Tensor]:
         return torch.empty_like(values), torch.empty_like(ids)
+
+    @torch.library.register_fake("m3el_fast::rerank_topk")
+    def _(
+        mention_coarse: Tensor, entity_coarse: Tensor, candidates: Tensor, k: int, query: list[Tensor], *others: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        shape = (candidates.shape[0], k)
+        planes = mention_coarse.new_empty((1 + len(query), *shape))
+        return mention_coarse.new_empty(shape), candidates.new_empty(shape), planes

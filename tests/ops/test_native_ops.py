@@ -231,7 +231,7 @@ def test_explicit_backend_is_refused_where_it_does_not_cover_the_arguments() -> 
         ops.g2l_scores(**tensors, norm=layer, pooling="max", backend="native")
     with pytest.raises(ValueError, match="backend 'native': the kernel takes no other dtype than fp32"):
         ops.topk(randn(2, 2).double(), 1, backend="native")
-    with pytest.raises(ValueError, match="backend: expected 'auto', 'reference', 'native' or 'triton', got 'gpu'"):
+    with pytest.raises(ValueError, match=r"backend: expected 'auto', .* or 'cuda', got 'gpu'"):
         ops.topk(randn(2, 2), 1, backend="gpu")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="backend 'native': the kernel has no gradient"):
         ops.inner_scores(randn(2, 2).requires_grad_(), randn(2, 2), backend="native")

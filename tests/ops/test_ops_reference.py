@@ -247,6 +247,42 @@ def test_rerank_of_all_equals_the_scan() -> None:
     torch.testing.assert_close(values, expected[0], **EXACT)
 
 
+def test_rerank_components_are_the_terms_of_the_score() -> None:
+    mention, entity, parts = rerank_operands()
+    candidates = torch.tensor([[3, 3, -1, 8, 0], [-1, -1, -1, -1, -1], [0, 1, 2, 3, 4], [-1, 5, -1, 5, 7]])
+    values, ids, terms = ops.rerank_topk(mention, entity, parts, candidates, 5, components=True)
+    plain = ops.rerank_topk(mention, entity, parts, candidates, 5)
+    assert torch.equal(values, plain[0]) and torch.equal(ids, plain[1])
+    assert terms.shape == (3, 4, 5)
+    assert bool((terms[:, ids < 0] == -math.inf).all())
+    expected = [mention @ entity.T]
+    for part in parts:
+        g2l = part.scale * reference.g2l_scores_paper(part.query, part.key, part.value, part.gate, part.norm)
+        expected.append(g2l if part.row is None else g2l[:, part.row])
+    for term, exact in zip(terms, expected, strict=True):
+        torch.testing.assert_close(term[ids >= 0], exact.gather(1, ids.clamp_min(0))[ids >= 0], **EXACT)
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_rerank_in_several_dtypes_is_in_the_widest(low: torch.dtype) -> None:
+    mention, entity, parts = rerank_operands()
+    candidates = torch.tensor([[3, 3, -1, 8, 0]] * 4)
+    mention, entity = mention.to(low), entity.to(low)
+    values, _, terms = ops.rerank_topk(mention, entity, parts, candidates, 5, components=True)
+    assert values.dtype == terms.dtype == parts[0].query.dtype
+    exact = reference.rerank_topk_paper(mention.double(), entity.double(), parts, candidates, 5)
+    torch.testing.assert_close(values, exact[0].to(values), rtol=0, atol=100 * torch.finfo(low).eps)
+
+
+def test_rerank_without_coarse_vectors_ranks_by_the_parts() -> None:
+    mention, entity, parts = rerank_operands()
+    candidates = torch.arange(9).expand(4, 9)
+    values, ids = ops.rerank_topk(mention[:, :0], entity[:, :0], parts, candidates, 9)
+    expected = reference.rerank_topk_paper(mention[:, :0], entity[:, :0], parts, candidates, 9)
+    assert torch.equal(ids, expected[1])
+    torch.testing.assert_close(values, expected[0], **EXACT)
+
+
 def test_losses_of_extreme_rows_stay_finite() -> None:
     e = randn(4, 6, scale=1e-20)
     for value in (ops.icl_loss(e, e), ops.infonce_loss(1e22 * e, e), ops.mclet_loss(e, e, tau=1e-3)):
@@ -298,6 +334,17 @@ def test_other_ops_refuse_wrong_arguments() -> None:
     mention, entity, parts = rerank_operands()
     with pytest.raises(ValueError, match=r"candidates: expected rows in -1..8, got 0..9"):
         ops.rerank_topk(mention, entity, parts, torch.tensor([[0, 9]] * 4), 1)
+    some = torch.tensor([[0, 8]] * 4)
+    with pytest.raises(ValueError, match=r"candidates: expected int64, got torch\.int32"):
+        ops.rerank_topk(mention, entity, parts, some.int(), 1)
+    with pytest.raises(ValueError, match=r"row: expected shape \(9,\), got \(8,\)"):
+        ops.rerank_topk(mention, entity, [parts[1]._replace(row=parts[1].row[:8])], some, 1)
+    with pytest.raises(ValueError, match=r"row: expected int64, got torch\.int32"):
+        ops.rerank_topk(mention, entity, [parts[1]._replace(row=parts[1].row.int())], some, 1)
+    with pytest.raises(ValueError, match=r"gate: expected shape \(9, 8\), got \(8, 8\)"):
+        ops.rerank_topk(mention, entity, [parts[0]._replace(gate=parts[0].gate[:8])], some, 1)
+    with pytest.raises(ValueError, match=r"values, ids: expected values of torch\.float64"):
+        ops.topk_merge(randn(2, 1).float(), torch.zeros(2, 1, dtype=torch.int64), randn(2, 3), 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
