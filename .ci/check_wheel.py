@@ -1,9 +1,14 @@
-"""Import what a wheel installed into the folder of the first argument: all of it, and nothing of the checkout."""
+"""Import what a wheel installed into the folder of the first argument: all of it, and nothing of the checkout.
+
+The native extension must be there with its CUDA kernels, whether or not this torch has CUDA.
+"""
 
 import pkgutil
 import sys
 from importlib import import_module
 from pathlib import Path
+
+import torch
 
 import m3el_fast
 from m3el_fast.config import RunConfig, preset_names
@@ -17,5 +22,8 @@ assert not outside, f"not from the wheel: {outside}"
 assert "m3el_fast.kernels" in names
 for preset in preset_names():
     RunConfig.load(preset)
-assert not native_report().missing, native_report()
-print(f"wheel: {len(modules)} modules, {len(preset_names())} presets, {native_report().summary}")
+report = native_report()
+assert not report.missing and not report.cuda_missing, report
+for op in ("topk", "topk_merge", "rerank_topk"):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"m3el_fast::{op}", "CUDA"), f"{op} has no CUDA kernel"
+print(f"wheel: {len(modules)} modules, {len(preset_names())} presets, {report.summary}, {report.cuda}")

@@ -1,20 +1,19 @@
-"""Compile every kernel for sm_80, sm_90 and sm_100, without a GPU: kernels/*.py to cubin, csrc/cuda/*.cu to objects.
+"""Compile every kernel for sm_80, sm_90 and sm_100, without a GPU: kernels/*.py by Triton, csrc/cuda/*.cu by nvcc.
 
 A module with Triton kernels says what to compile: ``COMPILE_CASES``, a list of ``CompileCase`` (kernels/cases.py). Each
 must keep to its bound of spills, to the chip's shared memory, and to tensor-core instructions; a ``@triton.jit``
-function that is neither in a case nor called by another is a failure too. Prints a table and all failures.
+function that is neither in a case nor called by another is a failure too. What CUDA kernels must keep to is in
+cuda_kernels.py. Prints a table and all failures.
 
-    python .ci/compile_kernels.py            all of the above
-    python .ci/compile_kernels.py MODULE...  only these modules of Triton kernels
+    python .ci/compile_kernels.py         all of the above
+    python .ci/compile_kernels.py NAME... only these modules of Triton kernels and CUDA files
 """
 
 from __future__ import annotations
 
 import ast
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -26,6 +25,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from cuda_kernels import compile_files  # noqa: E402
 
 from bench import sass  # noqa: E402
 
@@ -150,28 +151,16 @@ def compile_triton(names: list[str]) -> list[str]:
     return failures
 
 
-def compile_cuda(path: Path) -> None:
-    import torch
-
-    include = Path(torch.__file__).parent / "include"
-    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
-    flags += ["-std=c++20", "-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY"]
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder, "kernel.o")
-        subprocess.run(["nvcc", *flags, "-isystem", include, "-c", path, "-o", output], check=True)
-        print(f"{path.name}: {output.stat().st_size:,} bytes of object code")
-
-
 def main() -> None:
     if os.environ.pop("TRITON_INTERPRET", None):
         print("TRITON_INTERPRET is ignored: kernels are compiled")
     files = sorted(path.stem for path in ROOT.glob("kernels/*.py") if path.stem != "__init__")
-    failures = compile_triton(sys.argv[1:] or [f"m3el_fast.kernels.{name}" for name in files])
-    if not sys.argv[1:]:
-        cuda_files = sorted(ROOT.glob("csrc/cuda/*.cu"))
-        for path in cuda_files:
-            compile_cuda(path)
-        print(f"{len(cuda_files)} CUDA files compiled")
+    everything = [*(f"m3el_fast.kernels.{name}" for name in files), *map(str, sorted(ROOT.glob("csrc/cuda/*.cu")))]
+    names = sys.argv[1:] or everything
+    modules = [name for name in names if not name.endswith(".cu")]
+    cuda_files = [Path(name) for name in names if name.endswith(".cu")]
+    failures = compile_triton(modules) if modules else []
+    failures += compile_files(cuda_files, ARCHITECTURES, _ROW) if cuda_files else []
     if failures:
         sys.exit("\n".join(["failures:", *failures]))
 

@@ -26,6 +26,7 @@ PYBIND11_MODULE(_build_info, m) {
   m.def("flags", [] { return M3EL_FLAGS; }, "Flags that all source files share.");
   m.def("torch_target", &torch_target, "Oldest torch that the extension loads under.");
   m.def("torch_headers", [] { return M3EL_TORCH_HEADERS; }, "Version of the torch that it was compiled against.");
+  m.def("cuda", [] { return M3EL_CUDA; }, "Release of nvcc, GPUs that the CUDA kernels are for; empty without them.");
   m.def("isa", [] { return m3el::isa_name(m3el::detect_isa()); },
         "Best instruction set of this machine: scalar, avx2, avx512, avx512bf16 or amx.");
 }

@@ -101,6 +101,19 @@ def test_ninja_compiles_each_file_with_its_own_flags(build: ModuleType, tmp_path
 
 
 @pytest.mark.usefixtures("toolchain")
+def test_pybind11_is_not_torchs_copy(build: ModuleType, tmp_path: Path) -> None:
+    copy = tmp_path / "torch/include/pybind11/detail/common.h"
+    copy.parent.mkdir(parents=True)
+    copy.write_text("#error refuses the stable ABI\n")
+    (tmp_path / "torch/lib").mkdir()
+    (tmp_path / "torch/lib/libtorch_cpu.a").write_bytes(b"!<arch>\n")
+    source = tmp_path / "it.cpp"
+    source.write_text("#include <pybind11/detail/common.h>\n")
+    build.write_ninja(tmp_path, [Extension("it", [str(source)])], [tmp_path / "it.so"], tmp_path / "torch")
+    build.run_ninja(tmp_path)
+
+
+@pytest.mark.usefixtures("toolchain")
 def test_compiler_error_is_the_first_line_of_the_message(build: ModuleType, tmp_path: Path) -> None:
     source = tmp_path / "bad.cpp"
     source.write_text("int bad() { return nothing; }\n")
@@ -110,13 +123,13 @@ def test_compiler_error_is_the_first_line_of_the_message(build: ModuleType, tmp_
     first, *rest = str(caught.value).splitlines()
     assert "failed" in first
     assert "'nothing'" in first.replace("\u2018", "'").replace("\u2019", "'")
-    assert rest
+    assert rest[0].startswith("FAILED: ")
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     for name in ("m3el_fast", "csrc", "kernels"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("_*.so", "_native_missing.txt"))
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("_*.so", "_*_missing.txt"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path
@@ -124,7 +137,7 @@ def checkout(tmp_path: Path) -> Path:
 
 def build_in_place(checkout: Path, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    settings = {**os.environ, "CXX": "/nonexistent", **env}
+    settings = {**os.environ, "CXX": "/nonexistent", "M3EL_BUILD_CUDA": "", **env}
     return subprocess.run(command, cwd=checkout, env=settings, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
