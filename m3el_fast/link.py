@@ -22,6 +22,7 @@ from m3el_fast.files import replace_file, require_file_target
 from m3el_fast.index import EntityIndex
 from m3el_fast.models import MELModel, load_model
 from m3el_fast.scorer import Scorer, TopK
+from m3el_fast.scoring.candidates import candidate_number
 
 COMPONENTS = ("text", "image", "t2v", "v2t")
 
@@ -112,7 +113,7 @@ class Linker:
         self,
         mentions: Sequence[Mapping[str, Any]],
         k: int = 10,
-        candidates: Sequence[Sequence[str] | None] | None = None,
+        candidates: Sequence[Sequence[str] | None] | int | None = None,
     ) -> list[list[dict[str, Any]]]:
         """The k best entities of each mention, best first (all of them where there are fewer).
 
@@ -120,7 +121,9 @@ class Linker:
             mentions: mappings with ``mention`` (the name as it stands in the text), ``sentence`` and, if there is one,
                 ``image`` (a path); ``candidates`` (ids of entities) limits the choice to them.
             k: how many.
-            candidates: for each mention the ids to choose from, in place of the mappings' own; None = all entities.
+            candidates: for each mention the ids to choose from, in place of the mappings' own, None = all entities; or
+                a number of at least k: for mentions without ids of their own, reranked are so many entities with the
+                best coarse scores, which is fast and approximate (:meth:`Scorer.topk`).
 
         Returns:
             For each mention dicts with ``id``, ``name``, ``score`` (union) and ``components``: the scores ``text``,
@@ -128,11 +131,14 @@ class Linker:
 
         Raises:
             InputError: a mention lacks a field or has one of the wrong type; a candidate is not among the entities; k
-                is not positive; with ``strict_images`` an image cannot be used.
+                is not positive, or above the number of candidates; the model has no coarse score; with
+                ``strict_images`` an image cannot be used.
         """
         if k < 1:
             raise InputError("k", "at least 1", k)
-        if candidates is not None:
+        number = candidate_number(candidates, k)
+        if candidates is not None and number is None:
+            assert not isinstance(candidates, int)
             if len(candidates) != len(mentions):
                 raise InputError("candidates", f"one list of ids for each of {len(mentions)} mentions", len(candidates))
             mentions = [
@@ -140,9 +146,12 @@ class Linker:
                 for record, own in zip(mentions, candidates, strict=True)
             ]
         requests = [parse_request(record, f"mentions, record {i}") for i, record in enumerate(mentions, 1)]
-        return self._link(requests, k)[0]
+        return self._link(requests, k, number)[0]
 
-    def _link(self, requests: list[Request], k: int) -> tuple[list[list[dict[str, Any]]], ImageReport]:
+    def _link(
+        self, requests: list[Request], k: int, candidates: int | None
+    ) -> tuple[list[list[dict[str, Any]]], ImageReport]:
+        """The links, and what became of the images; ``candidates``: how many of mentions without ids, None = all."""
         self._refuse_unknown(requests)
         paths = [request.mention.image for request in requests if request.mention.image is not None]
         cache = open_images(paths, self.model.encoder, self.strict_images, False)
@@ -155,7 +164,7 @@ class Linker:
                     block = places[start : start + self.scorer.batch]
                     source = mention_source([requests[i].mention for i in block], self.model.encoder, cache)
                     side = self.model.mention_side(source.inputs(torch.arange(len(block))).to(self.model.device))
-                    own = [requests[i].candidates or [] for i in block] if limited else None
+                    own = [requests[i].candidates or [] for i in block] if limited else candidates
                     best = self.scorer.topk(side, min(k, len(self.index)), own)
                     for number, i in enumerate(block):
                         links[i] = self._answers(number, best)
@@ -253,11 +262,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--input", metavar="FILE", required=True, help=form)
     parser.add_argument("--output", metavar="FILE", required=True, help="JSON Lines: each mention with its links")
     parser.add_argument("-k", type=int, default=10, help="links per mention (default 10)")
+    coarse = "rerank the C entities with the best coarse scores: fast, approximate (default: all entities, exact)"
+    parser.add_argument("--candidates", metavar="C", type=int, help=coarse)
     parser.add_argument("--strict-images", action="store_true", help="a missing or unreadable image is an error")
     add_device_option(parser)
     args = parser.parse_args(argv)
     if args.k < 1:
         raise InputError("-k", "at least 1", args.k)
+    if args.candidates is not None and args.candidates < args.k:
+        raise InputError("--candidates", f"at least {args.k} (-k)", args.candidates)
 
     require_file_target(Path(args.output))
     records = read_jsonl(Path(args.input))
@@ -269,7 +282,7 @@ def main(argv: list[str] | None = None) -> None:
         strict_images=args.strict_images,
         progress=True,
     )
-    links, images = linker._link([request for _, request in records], args.k)
+    links, images = linker._link([request for _, request in records], args.k, args.candidates)
     # a lone surrogate, half of a character where a text was cut, is written as the escape that it was read from
     with (
         replace_file(Path(args.output)) as temporary,

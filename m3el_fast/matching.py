@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from m3el_fast import ops
 from m3el_fast.config import M3ELConfig, MIMICConfig
 from m3el_fast.features import FeatureDims, Features, Scores, Vectors
+from m3el_fast.ops import G2LOperands
 from m3el_fast.units import CrossModal, DualGated, GatedFusion, IntraModal
 
 Role = Literal["entity", "mention"]
@@ -149,6 +151,42 @@ class Matcher(nn.Module):
         members = [text, image, t2v, v2t] if self.directions_count_apart else [text, image, cross]
         union = _mean([score for score in members if score is not None])
         return Scores(union, text, image, cross, t2v, v2t)
+
+    def coarse(self, mentions: Side) -> Side:
+        """Vectors of the mentions whose inner products with the entities' of the same names add up to every term of
+        the union score that is one (spec section 5.1): all but G2L and MIMIC's VDLU."""
+        cross = unit(mentions.item, "cross")
+        weights = self._weights(cross)
+        item = {f"cross.{name}": weights[name] * vector for name, vector in cross.items()}
+        visual: Vectors = {}
+        if self.text is not None:
+            text = self.text.coarse(unit(mentions.item, "text"))
+            item |= {f"text.{name}": weights["text"] * vector for name, vector in text.items()}
+        if self.image is not None:
+            image = self.image.coarse(mentions.visual)
+            visual = {name: weights["image"] * vector for name, vector in image.items()}
+        return Side(item, visual, mentions.image_index)
+
+    def g2l(self, mentions: Side, entities: Side) -> list[G2LOperands] | None:
+        """The rest of the union score, for :func:`ops.rerank_topk`; None where that lacks a unit of this form. Both
+        sides have an ``image_index``."""
+        weights = self._weights(unit(mentions.item, "cross"))
+        parts = []
+        if self.text is not None:
+            sides = unit(mentions.item, "text"), unit(entities.item, "text")
+            parts.append(self.text.g2l(*sides, weights["text"]))
+        if self.image is not None:
+            own = {name: tensor[mentions.image_index] for name, tensor in mentions.visual.items()}
+            parts.append(self.image.g2l(own, entities.visual, weights["image"], entities.image_index))
+        served = [part for part in parts if part is not None]
+        return served if len(served) == len(parts) else None
+
+    def _weights(self, cross: Collection[str]) -> dict[str, float]:
+        """How much of each part goes into the union score, ``cross`` being those of the cross-modal unit."""
+        units = (("text", self.text), ("image", self.image))
+        names = [*(name for name, unit in units if unit is not None), *cross]
+        each = dict(zip(names, torch.eye(len(names)), strict=True))  # the union score is linear in its parts
+        return dict(zip(names, self.combine(each).union.tolist(), strict=True))
 
     def forward(self, entities: Features, mentions: Features) -> Scores:
         """Scores [M, E] of M mentions against E entities (spec sections 3.3 and 4)."""

@@ -18,6 +18,7 @@ from m3el_fast.features import Scores, Vectors
 from m3el_fast.index import EntityIndex
 from m3el_fast.matching import Side
 from m3el_fast.models import MELModel
+from m3el_fast.scoring.candidates import Reranker, candidate_number, coarse_topk
 from m3el_fast.scoring.entities import entities_on
 from m3el_fast.scoring.identity import Identity
 from m3el_fast.scoring.margins import Margins, Stats
@@ -25,7 +26,7 @@ from m3el_fast.scoring.memory import sizes_on
 from m3el_fast.scoring.pairs import PairScorer
 from m3el_fast.scoring.ranks import MarginTooSmall, RankCounter
 from m3el_fast.scoring.scan import Scanner
-from m3el_fast.scoring.selection import Selection, TopK, best
+from m3el_fast.scoring.selection import Selection, TopK, best, threshold
 
 __all__ = ["COMPONENTS", "Scorer", "Stats", "TopK"]
 
@@ -85,12 +86,13 @@ class Scorer:
         matcher = model.matcher
         if self.device != model.device:
             matcher = copy.deepcopy(matcher).to(self.device)
-        self._entities = entities_on(self.device, index)
+        self._matcher, self._entities = matcher, entities_on(self.device, index)
         self._sizes = sizes_on(self.device)
         self._identity = Identity(matcher, index, self.device)
         self._scanner = Scanner(matcher, self._entities, scanning)
         self._whole = Scanner(matcher, self._entities, settling)
         self._pairs = PairScorer(matcher, self._entities, self._identity, settling)
+        self._reranker = Reranker(matcher, self._entities, self._identity, scanning)
         self._margins = Margins(checked=precision != "bf16")
 
     @property
@@ -104,22 +106,32 @@ class Scorer:
         return self._margins.stats()
 
     @torch.inference_mode()
-    def topk(self, mentions: Side, k: int, candidates: Candidates | None = None) -> TopK:
+    def topk(self, mentions: Side, k: int, candidates: Candidates | int | None = None) -> TopK:
         """The k best entities of each of M mentions, with component scores.
 
         Args:
             candidates: for each mention the ids to choose from, all settled without a scan (ids may repeat, and count
-                once); None = all entities.
+                once); or a number of at least k, in two stages: a coarse score, all terms of the union score that are
+                inner products (spec section 5.1), chooses so many entities for each mention, identical ones counting
+                as one, and the exact score the k best of these, which is fast, and misses what the coarse score ranks
+                lower (``bench.recall`` measures how often); None = all entities.
 
         Raises:
-            InputError: k is not in 1..E, a candidate is not in the index, or a feature is not finite.
+            InputError: k is not in 1..E, a candidate is not in the index, there are fewer candidates than k or the
+                model has no coarse score, or a feature is not finite.
         """
         if not 1 <= k <= len(self.index):
             raise InputError("k", f"1 to {len(self.index)} (the number of entities)", k)
-        rows = None if candidates is None else self._candidate_rows(candidates, _count(mentions))
+        number = candidate_number(candidates, k)
+        rows = None
+        if candidates is not None and number is None:
+            assert not isinstance(candidates, int)
+            rows = self._candidate_rows(candidates, _count(mentions))
         parts: list[TopK] = []
         for start, block in self._blocks(mentions):
-            if rows is None:
+            if number is not None:
+                parts.append(self._two_stages(block, k, min(number, len(self.index))))
+            elif rows is None:
                 parts.append(self._until_margin_holds(partial(self._select, block, k)))
             else:
                 parts.append(self._choose(block, k, rows[start : start + _count(block)]))
@@ -185,16 +197,46 @@ class Scorer:
     def _select(self, mentions: Side, k: int) -> TopK:
         margin = self._margins.of("union")
         selection = Selection(_count(mentions), k, margin, self.device)
-        # with k identical ones ahead of it, which win ties, an entity is not among the k best
-        eligible = self._entities.live & (self._identity.occurrence < k)
+        eligible = self._eligible(k)
         for block in self._scanner.scan(mentions, self._size(mentions), ("union",)):
             selection.offer(block.scores["union"], block.start, eligible[block.start : block.stop])
             self._margins.count(scanned=block.scores["union"].numel())
         mention, row, scanned = selection.entries()
+        return self._best(mentions, k, margin, mention, row, scanned)
+
+    def _two_stages(self, mentions: Side, k: int, candidates: int) -> TopK:
+        coarse = self._matcher.coarse(mentions)
+        if not coarse.item and not coarse.visual:
+            expected = "ids or nothing: no term of this model's union score is an inner product, to choose by"
+            raise InputError("candidates", expected, candidates)
+        # of identical entities the first stands for all: rounding may give their coarse scores different last bits
+        eligible, size = self._eligible(1), self._size(mentions)
+        values, rows = coarse_topk(coarse, self._entities, size, eligible, candidates)
+        scanned = self._reranker.scores(mentions, values, rows)
+        there = rows >= 0
+        self._margins.count(scanned=_count(mentions) * len(eligible), reranked=int(there.sum()))
+        last = scanned.topk(k, dim=1).values[:, -1]
+
+        def attempt() -> TopK:
+            margin = self._margins.of("union")
+            near = there & (scanned >= threshold(last, margin)[:, None])
+            mention, column = near.nonzero(as_tuple=True)
+            place, row = self._identity.copies(rows[mention, column], k)
+            mention, column = mention[place], column[place]
+            return self._best(mentions, k, margin, mention, row, scanned[mention, column])
+
+        return self._until_margin_holds(attempt)
+
+    def _best(self, mentions: Side, k: int, margin: float, mention: Tensor, row: Tensor, scanned: Tensor) -> TopK:
+        """The k best of entries [P] that may be, by their scanned scores."""
         scores = self._settled(mentions, mention, row)
         if not self._margins.holds("union", margin, scanned, scores["union"].nan_to_num(nan=-torch.inf)):
             raise MarginTooSmall
         return best(mention, row, scores, _count(mentions), k)
+
+    def _eligible(self, k: int) -> Tensor:
+        """[rows] bool: with k identical ones ahead of it, which win ties, an entity is not among the k best."""
+        return self._entities.live & (self._identity.occurrence < k)
 
     def _choose(self, mentions: Side, k: int, rows: list[Tensor]) -> TopK:
         mention, row = (column.to(self.device) for column in _listed([one.unique() for one in rows]))

@@ -1,7 +1,8 @@
 """The matching units of M3EL and MIMIC (spec sections 3 and 4): modules that hold weights and call ops.
 
 Each unit splits into what one side alone determines (``entity``, ``mention``, contexts: dicts of tensors, one row per
-item) and ``score`` and ``pairs``, which couple the two sides.
+item) and ``score`` and ``pairs``, which couple the two sides. ``coarse`` is what of their scores is an inner product of
+one side's vectors with the other's, ``g2l`` the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from m3el_fast import ops
 from m3el_fast.config import M3ELConfig
 from m3el_fast.features import FeatureDims, Vectors
-from m3el_fast.ops import CrossModalWeights, DualWeights, LayerNormWeights, Precision
+from m3el_fast.ops import CrossModalWeights, DualWeights, G2LOperands, LayerNormWeights, Precision
 
 
 def norm_weights(norm: nn.LayerNorm) -> LayerNormWeights:
@@ -93,6 +94,23 @@ class IntraModal(nn.Module):
             precision=self._precision(precision),
         )
         return (ops.inner_pairs(mention["global"], entity["global"], mention_rows, entity_rows) + g2l) / 2
+
+    def coarse(self, mention: Mapping[str, Tensor]) -> Vectors:
+        """Vectors of the mentions whose inner products with the entities' of these names are part of the score."""
+        return {"global": mention["global"] / 2}
+
+    def g2l(
+        self, mention: Mapping[str, Tensor], entity: Mapping[str, Tensor], weight: float, row: Tensor | None = None
+    ) -> G2LOperands | None:
+        """The rest of the score times ``weight``, for :func:`ops.rerank_topk`; None where that lacks this form.
+
+        Args:
+            row: [E] int64, the row in ``entity`` of each entity; None = row i belongs to entity i.
+        """
+        if self.pooling != "mean" or "mask" in mention:
+            return None
+        norm = norm_weights(self.norm)
+        return G2LOperands(entity["query"], entity["gate"], mention["key"], mention["value"], norm, weight / 2, row)
 
     def _precision(self, wanted: Precision) -> Precision:
         return wanted if self.pooling == "mean" else "fp32"
@@ -244,6 +262,16 @@ class DualGated(nn.Module):
         forth = self.entity_to_mention.pairs(entity["source"], mention["target"], entity_rows, mention_rows)
         back = self.mention_to_entity.pairs(mention["source"], entity["target"], mention_rows, entity_rows)
         return (forth + back) / 2
+
+    def coarse(self, mention: Mapping[str, Tensor]) -> Vectors:
+        """As :meth:`IntraModal.coarse`: nothing."""
+        return {}
+
+    def g2l(
+        self, mention: Mapping[str, Tensor], entity: Mapping[str, Tensor], weight: float, row: Tensor | None = None
+    ) -> G2LOperands | None:
+        """As :meth:`IntraModal.g2l`: there is none."""
+        return None
 
 
 class GatedFusion(nn.Module):

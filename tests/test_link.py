@@ -17,8 +17,9 @@ from m3el_fast.features import Scores
 from m3el_fast.index import EntityIndex
 from m3el_fast.link import COMPONENTS, Linker, parse_mention
 from m3el_fast.link import main as link
+from m3el_fast.matching import Side
 from m3el_fast.models import load_model
-from m3el_fast.scorer import Scorer
+from m3el_fast.scorer import Scorer, TopK
 from tiny import tiny_config, tiny_model
 from trained import MENTIONS, Trained, failure, link_arguments, trained_in, write_mentions
 
@@ -173,6 +174,32 @@ def test_candidates(trained: Trained, work: Path, linker: Linker) -> None:
         same(one, other)
         for one, other in zip(linker.link(own, 4, [None] * 5), linker.link(in_folder(work), 4), strict=True)
     )
+
+
+def test_a_number_of_candidates(trained: Trained, work: Path, linker: Linker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all entities as candidates the links are the exact ones; mentions with ids of their own keep these."""
+    given: list[object] = []
+    real = Scorer.topk
+
+    def topk(self: Scorer, mentions: Side, k: int, candidates: Any = None) -> TopK:
+        given.append(candidates)
+        return real(self, mentions, k, candidates)
+
+    monkeypatch.setattr(Scorer, "topk", topk)
+    records = in_folder(work)
+    limited = [records[0] | {"candidates": ["Q3", "Q9"]}, *records[1:]]
+    expected = linker.link(limited, 4), linker.link(records, 4)
+    given.clear()
+    found = linker.link(limited, 4, candidates=12), linker.link(records, 4, candidates=12)
+    assert given == [12, [["Q3", "Q9"]], 12]
+    for one, other in zip(found, expected, strict=True):
+        assert all(same(*links) for links in zip(one, other, strict=True))
+    assert [len(links) for links in linker.link(records, 100, candidates=100)] == [12] * 5
+    assert [len(links) for links in linker.link(records, 2, candidates=2)] == [2] * 5
+    given.clear()
+    link(link_arguments(trained, work, "-k", "4", "--candidates", "12"))
+    assert given == [12]
+    assert all(same(record["links"], links) for record, links in zip(read(work), expected[1], strict=True))
 
 
 def test_an_index_in_place_of_a_kb(

@@ -101,6 +101,10 @@ def test_a_bad_record_in_python(trained: Trained) -> None:
         linker.link([good], candidates=[3])  # type: ignore[list-item]
     with pytest.raises(InputError, match=r"candidates: expected one list of ids for each of 1 mentions, got 2"):
         linker.link([good], candidates=[["Q1"], ["Q2"]])
+    with pytest.raises(InputError, match=r"candidates: expected at least 10 \(k\), got 9"):
+        linker.link([good], candidates=9)
+    with pytest.raises(InputError, match=r"candidates: expected ids for each mention, or a whole number, got 9.5"):
+        linker.link([good], candidates=9.5)  # type: ignore[arg-type]
 
 
 def test_a_kb_and_an_index(trained: Trained, work: Path) -> None:
@@ -152,6 +156,14 @@ def test_an_output_that_cannot_be_written(trained: Trained, work: Path, capsys: 
 @pytest.mark.parametrize("k", ["0", "-2"])
 def test_k(k: str, trained: Trained, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert failure(link, link_arguments(trained, work, "-k", k), capsys) == f"-k: expected at least 1, got {k}"
+
+
+@pytest.mark.parametrize("candidates", ["9", "0", "-2"])
+def test_fewer_candidates_than_links(
+    candidates: str, trained: Trained, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = failure(link, link_arguments(trained, work, "--candidates", candidates), capsys)
+    assert message == f"--candidates: expected at least 10 (-k), got {candidates}"
 
 
 # -- KB and checkpoint ------------------------------------------------------------------------------------------------

@@ -160,9 +160,9 @@ def test_the_next_block_is_read_while_one_is_scored(monkeypatch: pytest.MonkeyPa
     begun = {start: threading.Event() for start in range(0, ENTITIES, 50)}
     send = streamed._send
 
-    def watched(start: int, stop: int) -> Callable[[], Block]:
+    def watched(start: int, stop: int, names: None) -> Callable[[], Block]:
         begun[start].set()
-        return send(start, stop)
+        return send(start, stop, names)
 
     monkeypatch.setattr(streamed, "_send", watched)
     blocks = streamed.blocks(50)

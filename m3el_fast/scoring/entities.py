@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from m3el_fast.features import Vectors
 from m3el_fast.index import EntityIndex
+from m3el_fast.matching import Side
 from m3el_fast.scoring.memory import fits, free_bytes
 from m3el_fast.scoring.upload import Upload, host_memory
 
@@ -53,8 +54,12 @@ class Mapped:
         self._index = index
         self.live, self.image_index = index.live, index.image_index
 
-    def blocks(self, size: int) -> Iterator[Block]:
-        """All rows, removed ones too, in blocks of at most ``size``."""
+    def blocks(self, size: int, names: Collection[str] | None = None) -> Iterator[Block]:
+        """All rows, removed ones too, in blocks of at most ``size``.
+
+        Args:
+            names: of the tensors of ``item`` and ``visual`` that are needed, None = all; others may be there too.
+        """
         for block in self._index.blocks(size):
             images, place = distinct_rows(block.image_index)
             visual: list[tuple[Vectors, Tensor | None]]
@@ -82,13 +87,13 @@ class Streamed:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._most = max(1, _STAGED // sum(_row_bytes(index)))
 
-    def blocks(self, size: int) -> Iterator[Block]:
+    def blocks(self, size: int, names: Collection[str] | None = None) -> Iterator[Block]:
         """As :meth:`Mapped.blocks`. For plain loops: one that is left half-way drops this, and so ends the thread; a
         comprehension or a variable would be kept by an exception's traceback."""
         coming: Future[Callable[[], Block]] | None = None
         with ThreadPoolExecutor(1) as reader:
             for start, stop in _spans(self._index.rows, min(size, self._most)):
-                current, coming = coming, reader.submit(self._send, start, stop)
+                current, coming = coming, reader.submit(self._send, start, stop, names)
                 if current is not None:
                     yield current.result()()
             if coming is not None:
@@ -102,11 +107,11 @@ class Streamed:
         """As :meth:`Mapped.visual`, rows on the device."""
         return self._fetch(self._index.visual, rows)
 
-    def _send(self, start: int, stop: int) -> Callable[[], Block]:
+    def _send(self, start: int, stop: int, names: Collection[str] | None) -> Callable[[], Block]:
         """Read a block and send it; what is returned receives it."""
         plan = _plan(self._index.image_index[start:stop], self._device)
-        item = _side_by_side(self._index.items, torch.arange(start, stop), self._device)
-        visual = _side_by_side(self._index.visual, plan["images"], self._device)
+        item = _side_by_side(self._index.items, torch.arange(start, stop), self._device, names)
+        visual = _side_by_side(self._index.visual, plan["images"], self._device, names)
         upload = Upload([plan, item, visual], self._device, self._stream)
 
         def receive() -> Block:
@@ -137,13 +142,14 @@ class Resident:
             self._item = self._copy(index.items, index.rows, item, bar)
             self._visual = self._copy(index.visual, index.visual_rows, visual, bar)
 
-    def blocks(self, size: int) -> Iterator[Block]:
+    def blocks(self, size: int, names: Collection[str] | None = None) -> Iterator[Block]:
         """As :meth:`Mapped.blocks`."""
+        needed = _named(self._visual, names)
         for start, stop in _spans(self._index.rows, min(size, self._most)):
             plan = _plan(self._index.image_index[start:stop], self._device)
             plan = {name: part.to(self._device, non_blocking=True) for name, part in plan.items()}
             item = {name: tensor[start:stop] for name, tensor in self._item.items()}
-            yield Block(start, stop, item, **plan, visual=[(_rows(self._visual, plan["images"]), None)])
+            yield Block(start, stop, item, **plan, visual=[(_rows(needed, plan["images"]), None)])
 
     def items(self, rows: Tensor) -> Gathered:
         """As :meth:`Mapped.items`, rows on the device."""
@@ -152,6 +158,10 @@ class Resident:
     def visual(self, rows: Tensor) -> Gathered:
         """As :meth:`Mapped.visual`, rows on the device."""
         return self._fetch(self._visual, rows)
+
+    def side(self) -> Side:
+        """All of them."""
+        return Side(self._item, self._visual, self.image_index)
 
     def _fetch(self, tensors: Vectors, rows: Tensor) -> Gathered:
         distinct, local = rows.unique_consecutive(return_inverse=True)
@@ -201,11 +211,14 @@ def _spans(count: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, count)
 
 
-def _side_by_side(read: Callable[[Tensor], Gathered], rows: Tensor, device: torch.device) -> Vectors:
-    """The tensors of ``rows`` [n] int64, ascending, in memory that is fast to copy to ``device``."""
+def _side_by_side(
+    read: Callable[[Tensor], Gathered], rows: Tensor, device: torch.device, names: Collection[str] | None = None
+) -> Vectors:
+    """The tensors ``names`` (None = all) of ``rows`` [n] int64, ascending, in memory that is fast to copy to
+    ``device``."""
     whole: Vectors = {}
     for places, tensors, local in read(rows):
-        for name, tensor in tensors.items():
+        for name, tensor in _named(tensors, names).items():
             if name not in whole:
                 whole[name] = host_memory((len(rows), *tensor.shape[1:]), tensor.dtype, device)
             torch.index_select(tensor, 0, local, out=whole[name][places])
@@ -216,6 +229,10 @@ def _plan(rows: Tensor, device: torch.device) -> Vectors:
     """``images`` and ``place`` of :class:`Block` for image rows [n], in memory that is fast to copy to ``device``."""
     plan = zip(("images", "place"), distinct_rows(rows), strict=True)
     return {name: host_memory(tuple(t.shape), t.dtype, device).copy_(t) for name, t in plan}
+
+
+def _named(tensors: Vectors, names: Collection[str] | None) -> Vectors:
+    return {name: tensor for name, tensor in tensors.items() if names is None or name in names}
 
 
 def _rows(tensors: Vectors, rows: Tensor) -> Vectors:

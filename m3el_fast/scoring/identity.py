@@ -64,6 +64,29 @@ class Identity:
         # a copy from the CPU is there when it returns, for a thread on another stream too
         return torch.empty_like(order).index_put((order,), earlier - before).to(self._device)
 
+    def copies(self, row: Tensor, most: int) -> tuple[Tensor, Tensor]:
+        """The first ``most`` live rows that are identical in the union score to each of the live rows ``row`` [P].
+
+        Returns:
+            For all of them [Q], the place in ``row`` that it belongs to, and the row itself.
+        """
+        together, start, number = self._groups
+        count = number[row].clamp(max=most)
+        place = torch.arange(len(row), device=row.device).repeat_interleave(count)
+        nth = torch.arange(len(place), device=row.device) - (count.cumsum(0) - count)[place]
+        return place, together[start[row][place] + nth]
+
+    @cached_property
+    def _groups(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The live rows, identical ones together; for each row [rows] where those identical to it start, and how many
+        there are."""
+        leader = self.union.cpu()
+        together = leader.argsort(stable=True)
+        together = together[self._index.live[together]]
+        number = leader[together].bincount(minlength=len(leader))
+        start = number.cumsum(0) - number
+        return together.to(self._device), start[leader].to(self._device), number[leader].to(self._device)
+
     def _leaders(self, keys: Tensor) -> Tensor:
         distinct, group = keys.unique(return_inverse=True)
         first = torch.full((len(distinct),), len(keys)).scatter_reduce(0, group, torch.arange(len(keys)), "amin")

@@ -18,14 +18,16 @@ class Stats:
     """What a scorer did so far; all counts and values are of its whole life.
 
     Attributes:
-        scanned: mention-entity pairs scanned, those of repeated scans included.
+        scanned: mention-entity pairs scanned, those of repeated scans and those scanned for candidates included.
+        reranked: candidates that a coarse scan chose, all of whose score was computed then.
         settled: scores of single pairs, each of one component, that were computed again.
-        repeats: blocks of mentions whose scan was repeated because a margin had been too small.
+        repeats: blocks of mentions whose selection was repeated because a margin had been too small.
         error: by component, largest difference seen between a scanned score and the same score settled.
         margin: by component, how far a scanned score may lie from a bound before it decides without being settled.
     """
 
     scanned: int
+    reranked: int
     settled: int
     repeats: int
     error: dict[str, float]
@@ -35,6 +37,8 @@ class Stats:
         """One line for a command's output."""
         share = 100 * self.settled / max(1, self.scanned)
         again = f"{self.settled:,} scored again ({share:.2g}%)"
+        if self.reranked:
+            again = f"{self.reranked:,} candidates reranked, {again}"
         if "union" not in self.error:
             return f"{self.scanned:,} pairs scanned, {again}"
         seen = f"largest error {self.error['union']:.2g}, margin {self.margin['union']:.2g}"
@@ -57,7 +61,7 @@ class Margins:
         self._lock = threading.Lock()
         self._margin: dict[str, float] = {}
         self._error: dict[str, float] = {}
-        self._scanned = self._settled = self._repeats = 0
+        self._scanned = self._reranked = self._settled = self._repeats = 0
 
     @property
     def calibrated(self) -> bool:
@@ -89,15 +93,17 @@ class Margins:
             self._margin[name] = max(_FACTOR * error, self._margin.get(name, 0.0))
             return False
 
-    def count(self, scanned: int = 0, settled: int = 0, repeats: int = 0) -> None:
+    def count(self, scanned: int = 0, reranked: int = 0, settled: int = 0, repeats: int = 0) -> None:
         with self._lock:
             self._scanned += scanned
+            self._reranked += reranked
             self._settled += settled
             self._repeats += repeats
 
     def stats(self) -> Stats:
         with self._lock:
-            return Stats(self._scanned, self._settled, self._repeats, dict(self._error), dict(self._margin))
+            counts = (self._scanned, self._reranked, self._settled, self._repeats)
+            return Stats(*counts, dict(self._error), dict(self._margin))
 
 
 def largest_error(scanned: Tensor, settled: Tensor) -> float:

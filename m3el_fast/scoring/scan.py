@@ -62,8 +62,8 @@ class Scanner:
         for name, side in unit(mentions.item, "cross").items():
             parts[name] = inner_scores(side, block.item[f"cross.{name}"])
         scores = vars(self.matcher.combine(parts))
-        wanted = {name: _clean(score) for name, score in scores.items() if name in names and score is not None}
-        distinct = None if distinct is None else _clean(distinct)
+        wanted = {name: clean(score) for name, score in scores.items() if name in names and score is not None}
+        distinct = None if distinct is None else clean(distinct)
         return ScannedBlock(block.start, block.stop, wanted, distinct, block.images, block.place)
 
     def _images(self, mentions: Side, block: Block) -> Tensor:
@@ -75,6 +75,6 @@ class Scanner:
         return torch.cat(strips, dim=1)[mentions.image_index]
 
 
-def _clean(scores: Tensor) -> Tensor:
-    """NaN as -inf: behind every number."""
+def clean(scores: Tensor) -> Tensor:
+    """NaN as -inf, in place: behind every number."""
     return scores.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)

@@ -64,8 +64,13 @@ class Selection:
         return mention[keep], row[keep], score[keep]
 
     def _threshold(self) -> Tensor:
-        # an infinite k-th score less an infinite margin is no number: nothing can be ruled out
-        return (self._best[:, -1] - 2 * self.margin).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+        return threshold(self._best[:, -1], self.margin)
+
+
+def threshold(last: Tensor, margin: float) -> Tensor:
+    """The least scanned scores [M] that may be among the k best, ``last`` [M] being the k-th best scanned ones."""
+    # an infinite k-th score less an infinite margin is no number: nothing can be ruled out
+    return (last - 2 * margin).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
 
 
 def best(mention: Tensor, row: Tensor, scores: Mapping[str, Tensor], mentions: int, k: int) -> TopK:
