@@ -38,7 +38,8 @@ class Row:
         own: of the kernel; items, unit: how many of what it worked on; peers: by name.
         peer_items: of the peers' calls, where memory forces a slice; they are compared per item.
         limit: least seconds by :mod:`bench.roofline`.
-        goals: ``"seconds"`` -> at most; ``"x PEER"``, ``"memory x PEER"`` -> at least that many times less.
+        goals: ``"seconds"`` -> at most; ``"share of limit"``, ``"x PEER"``, ``"memory x PEER"`` (so many times less)
+            -> at least.
     """
 
     name: str
@@ -64,7 +65,11 @@ class Row:
 
     def outcomes(self) -> dict[str, str]:
         """``met``, ``missed`` or ``not measured`` for each goal."""
-        values = self.ratios() | ({} if self.own.seconds is None else {"seconds": self.own.seconds})
+        values = self.ratios()
+        if self.own.seconds is not None:
+            values["seconds"] = self.own.seconds
+            if self.limit is not None:
+                values["share of limit"] = self.limit / self.own.seconds
         return {key: _outcome(key, goal, values.get(key)) for key, goal in self.goals.items()}
 
     def text(self) -> str:

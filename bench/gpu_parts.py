@@ -42,6 +42,7 @@ class Sizes:
         entities, mentions, images: of a scan; loss_batches: of ``icl_loss``; batches: of in-batch ``g2l_scores``.
         contexts: of ``cross_modal_context`` forward; slice: mentions and entities on which the paper's form is timed.
         checked: rows that are compared with the reference.
+        selections: rows, columns and k of top-k; rerank: mentions and candidates of each.
     """
 
     entities: int
@@ -52,11 +53,24 @@ class Sizes:
     contexts: int
     slice: tuple[int, int]
     checked: int
+    selections: tuple[tuple[int, int, int], ...]
+    rerank: tuple[int, int]
 
 
 SIZES = {
-    "tiny": Sizes(70, 5, 66, (40,), (5,), 20, (2, 3), 5),
-    "paper": Sizes(WIKIMEL_ENTITIES, WIKIMEL_MENTIONS, 67_085, (4_096, 32_768), (128, 1_024), 109_976, (64, 1_000), 96),
+    "tiny": Sizes(70, 5, 66, (40,), (5,), 20, (2, 3), 5, ((7, 130, 10), (1, 3_000, 20)), (3, 11)),
+    "paper": Sizes(
+        WIKIMEL_ENTITIES,
+        WIKIMEL_MENTIONS,
+        images=67_085,
+        loss_batches=(4_096, 32_768),
+        batches=(128, 1_024),
+        contexts=109_976,
+        slice=(64, 1_000),
+        checked=96,
+        selections=((4_096, WIKIMEL_ENTITIES, 10), (512, 131_072, 100), (1, 10_000_000, 100)),
+        rerank=(1_024, 1_000),
+    ),
 }
 
 Part = Callable[[Sizes, str], Iterator[Row]]
@@ -81,7 +95,7 @@ def icl_loss(sizes: Sizes, device: str) -> Iterator[Row]:
             # forward: E M, half of E E and of M M; backward: these again and twice as much for the gradients
             flop, exponentials = 16.0 * batch**2 * DT, 4.0 * batch**2
             stored = 4.0 * batch * DT * rows[0].element_size()
-            yield _row(
+            yield timed_row(
                 f"icl_loss forward + backward, B = {batch:,}, d = {DT}, {name}",
                 error,
                 _step(ours, rows),
@@ -124,7 +138,7 @@ def g2l_training(sizes: Sizes, device: str) -> Iterator[Row]:
                     peers[COMPILED] = _compiled(
                         lambda f, o=operands, u=upstream: partial(gradients, _with_norm(f), o, u), reference.g2l_scores
                     )
-                yield _row(
+                yield timed_row(
                     f"g2l_scores forward + backward, {modality}, B = {batch:,}, {name}",
                     error,
                     partial(gradients, _scores("triton"), operands, upstream),
@@ -175,7 +189,7 @@ def g2l_scan(sizes: Sizes, device: str) -> Iterator[Row]:
             few = query[:few_e].float(), key[:few_m], value[:few_m], gate[:few_e]
             pairs, logits = sizes.mentions * entities, length * length
             stored = query.numel() * 2.0 + 4.0 * (key.numel() + value.numel() + pairs)
-            yield _row(
+            yield timed_row(
                 f"g2l_scores, {modality}, {sizes.mentions:,} x {entities:,}, bf16 products",
                 error,
                 call,
@@ -209,7 +223,7 @@ def scan(sizes: Sizes, device: str) -> Iterator[Row]:
         text = limits(float(pairs * LT**2), 2.0 * pairs * LT**2 * DV, 0.0, "BF16")
         images = sizes.mentions * sizes.images
         image = limits(float(images * LV**2), 2.0 * images * LV**2 * DV, 0.0, "BF16")
-        yield _row(
+        yield timed_row(
             f"ranks of {sizes.mentions:,} mentions among {sizes.entities:,} entities, M3EL, through the Scorer",
             None,
             lambda: scorer.ranks(mentions, gold),
@@ -242,7 +256,7 @@ def cross_modal(sizes: Sizes, device: str) -> Iterator[Row]:
         stored = 4.0 * (local.numel() + 2 * glob.numel())
         flop = 2.0 * sizes.contexts * DV * ((5 if fused else 3) * DV + 2 * LV)
         with torch.no_grad():
-            yield _row(
+            yield timed_row(
                 f"cross_modal_context of {sizes.contexts:,}, {form}, fp32",
                 error,
                 partial(ops.cross_modal_context, glob, local, weights, backend="triton"),
@@ -257,7 +271,7 @@ def cross_modal(sizes: Sizes, device: str) -> Iterator[Row]:
                 limit=max(limits(0.0, flop, stored, "TF32").values()),
             )
         batch = [t[: max(sizes.batches)] for t in (glob, local)]
-        yield _row(
+        yield timed_row(
             f"cross_modal_context forward + backward of {len(batch[0]):,}, {form}, fp32",
             error,
             _step(lambda g, x, w=weights: ops.cross_modal_context(g, x, w, backend="triton").sum(), batch),
@@ -297,7 +311,7 @@ def dual(sizes: Sizes, device: str) -> Iterator[Row]:
         slice_ = partial(reference.dual_scores_paper, a[:few_m], k[:few_e], v[:few_e], weights)
         yield Row(f"{name}, a slice", error, own, pairs, "pairs", _peers({PAPER: slice_}, device), few_m * few_e, limit)
     batch = [source[: max(sizes.batches)], target[: max(sizes.batches)]]
-    yield _row(
+    yield timed_row(
         f"dual_scores forward + backward, B = {max(sizes.batches):,}, fp32",
         error,
         _step(lambda s, t: ops.dual_scores(s, t, constants, backend="triton").sum(), batch),
@@ -317,7 +331,7 @@ def _moved(side: Side, device: str) -> Side:
     return Side(item, visual, side.image_index.to(device))
 
 
-def _row(
+def timed_row(
     name: str,
     error: float | None,
     own: Call,
@@ -331,6 +345,7 @@ def _row(
     goals: dict[str, float] | None = None,
     facts: dict[str, object] | None = None,
 ) -> Row:
+    """Time a call and its peers."""
     measured = measure(own, device)
     others = _peers(peers, device)
     return Row(name, error, measured, items, unit, others, peer_items or items, limit, goals or {}, facts or {})

@@ -1,4 +1,4 @@
-"""The Triton kernels on a GPU against eager PyTorch and torch.compile: ``python -m bench.gpu_table``.
+"""The Triton and CUDA kernels on a GPU against eager PyTorch and torch.compile: ``python -m bench.gpu_table``.
 
 ``bench/gpu_check.sh`` runs this after the tests. Every part checks its results against the reference in fp64 before it
 is timed; a part that fails does not keep the others from running, but the exit status says so. A goal that is missed
@@ -26,21 +26,26 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    from bench.gpu_parts import PARTS, SIZES
+    from bench.gpu_parts import PARTS as KERNEL_PARTS
+    from bench.gpu_parts import SIZES
+    from bench.gpu_selection import PARTS as EXTENSION_PARTS
 
+    parts = KERNEL_PARTS | EXTENSION_PARTS
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     on_gpu = torch.cuda.is_available()
     parser.add_argument("--scale", choices=tuple(SIZES), default="paper" if on_gpu else "tiny")
-    parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=tuple(parts), default=list(parts))
     parser.add_argument("--out", type=Path, help="folder for the table as text and JSON")
     options = parser.parse_args()
     if not on_gpu:
         _interpreted()
+        if not EXTENSION_PARTS.keys().isdisjoint(options.parts):
+            _emulated()
     lines, rows, failed = [describe()], [], []
     print(lines[0], flush=True)
     for name in options.parts:
         try:
-            for row in PARTS[name](SIZES[options.scale], "cuda" if on_gpu else "cpu"):
+            for row in parts[name](SIZES[options.scale], "cuda" if on_gpu else "cpu"):
                 rows.append({"part": name} | row.json())
                 lines.append(row.text())
                 print(lines[-1], flush=True)
@@ -52,7 +57,7 @@ def main() -> None:
         if on_gpu:
             torch.cuda.empty_cache()
     if options.out is not None:
-        name = _file_name(options.parts if len(options.parts) < len(PARTS) else [])
+        name = _file_name(options.parts if len(options.parts) < len(parts) else [])
         data = {"machine": machine(), "scale": options.scale, "rows": rows, "failed": failed}
         options.out.mkdir(parents=True, exist_ok=True)
         Path(options.out, f"{name}.txt").write_text("\n".join(lines) + "\n")
@@ -81,13 +86,20 @@ def describe() -> str:
 
 
 def _interpreted() -> None:
-    """Without a GPU the kernels run in Triton's interpreter, with the tests' corrections to it."""
+    """Without a GPU Triton's kernels run in its interpreter, with the tests' corrections to it."""
     if not gpu.INTERPRETED:
         sys.exit("no GPU: set TRITON_INTERPRET=1 to check the code in Triton's interpreter")
     sys.path.insert(0, str(ROOT / "tests"))
     from triton_interpreter import correct_bf16
 
     correct_bf16()
+
+
+def _emulated() -> None:
+    """And the CUDA kernels on the host emulator."""
+    from cuda_host import emulated
+
+    emulated.take_place()
 
 
 def _file_name(parts: list[str]) -> str:

@@ -16,6 +16,7 @@ class Scale:
         peer_mentions, peer_entities: the slice on which eager PyTorch is timed; it is quoted per pair.
         batch: of training.
         rerank_mentions, candidates: of reranking.
+        selections: rows, columns and k of top-k.
         large: entities of the KB that is larger than memory, 0 = none.
         bandwidth_bytes: of the file whose reading is timed.
         rounds: timed rounds of calls that take seconds; short_rounds: of those that take milliseconds.
@@ -28,6 +29,7 @@ class Scale:
     batch: int
     rerank_mentions: int
     candidates: int
+    selections: tuple[tuple[int, int, int], ...]
     large: int
     bandwidth_bytes: int
     rounds: int
@@ -42,6 +44,7 @@ _DEFAULT = Scale(
     batch=128,
     rerank_mentions=64,
     candidates=1_000,
+    selections=((64, WIKIMEL_ENTITIES, 10), (512, 131_072, 100), (1, 10_000_000, 100)),
     large=0,
     bandwidth_bytes=2 << 30,
     rounds=3,
@@ -62,6 +65,7 @@ SCALES = {
         batch=6,
         rerank_mentions=4,
         candidates=40,
+        selections=((64, 600, 10), (3, 700, 100), (1, 5_000, 100)),
         large=700,
         bandwidth_bytes=1 << 24,
         rounds=1,

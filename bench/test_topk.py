@@ -1,33 +1,38 @@
-"""``topk`` of a block of scores, against ``torch.topk``."""
+"""``topk`` of blocks of scores, against ``torch.topk``, which need not keep ties in order."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from bench.measure import Measure
 from bench.scales import Scale
 from m3el_fast import ops
 
-ROWS, K = 64, 10
-TORCH = "torch.topk"
+
+@pytest.fixture(scope="module", params=range(3))
+def selection(request: pytest.FixtureRequest, scale: Scale) -> tuple[Tensor, int]:
+    """Scores [M, N], and k."""
+    rows, columns, k = scale.selections[request.param]
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(5)), k
 
 
-@pytest.fixture(scope="module")
-def scores(scale: Scale) -> torch.Tensor:
-    """[64, entities], all values of a row different."""
-    g = torch.Generator().manual_seed(5)
-    return torch.stack([torch.randperm(scale.entities, generator=g).float() for _ in range(ROWS)])
+def test_peer(selection: tuple[Tensor, int], measure: Measure, scale: Scale) -> None:
+    scores, k = selection
+    measure.time(lambda: scores.topk(k, dim=1), scale.short_rounds)
+    measure.record(f"torch.{_name(scores, k)}", items=scores.numel(), unit="scores")
 
 
-def test_peer(scores: torch.Tensor, measure: Measure, scale: Scale) -> None:
-    measure.time(lambda: scores.topk(K, dim=1), scale.short_rounds)
-    measure.record(TORCH, items=scores.numel(), unit="scores")
+def test_topk(selection: tuple[Tensor, int], measure: Measure, scale: Scale, read_bandwidth: float) -> None:
+    scores, k = selection
+    values, ids = ops.topk(scores, k)
+    assert torch.equal(values, scores.topk(k, dim=1).values)
+    assert torch.equal(scores.gather(1, ids), values)
+    measure.time(lambda: ops.topk(scores, k), scale.short_rounds)
+    name = _name(scores, k)
+    measure.record(name, items=scores.numel(), unit="scores", peers=(f"torch.{name}",), limit=4 / read_bandwidth)
 
 
-def test_topk(scores: torch.Tensor, measure: Measure, scale: Scale, read_bandwidth: float) -> None:
-    values, rows = ops.topk(scores, K)
-    expected = scores.topk(K, dim=1)
-    assert torch.equal(values, expected.values) and torch.equal(rows, expected.indices)
-    measure.time(lambda: ops.topk(scores, K), scale.short_rounds)
-    measure.record("topk", items=scores.numel(), unit="scores", peers=(TORCH,), limit=4 / read_bandwidth)
+def _name(scores: Tensor, k: int) -> str:
+    return f"topk of {scores.shape[0]} x {scores.shape[1]:,}, k = {k}"

@@ -15,7 +15,7 @@ ROW = Row(
     peers={"eager": Measured(0.04, 0.01, 30_000_000)},
     peer_items=100,
     limit=0.005,
-    goals={"seconds": 0.02, "x eager": 5.0, "memory x eager": 20.0, "x other": 1.0},
+    goals={"seconds": 0.02, "share of limit": 0.6, "x eager": 5.0, "memory x eager": 20.0, "x other": 1.0},
 )
 
 
@@ -23,6 +23,7 @@ def test_ratios_and_goals() -> None:
     assert ROW.ratios() == {"x eager": 4.0, "memory x eager": 30.0}
     assert ROW.outcomes() == {
         "seconds": "met",
+        "share of limit": "missed",
         "x eager": "missed",
         "memory x eager": "met",
         "x other": "not measured",
