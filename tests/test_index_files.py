@@ -160,6 +160,8 @@ def test_strings_come_back(parts: list[list[str]]) -> None:
     assert list(strings) == expected
     assert [strings[i - len(expected)] for i in range(len(expected))] == expected
     assert strings[1:] == expected[1:]
+    order = torch.arange(len(expected)).flip(0).repeat(2)
+    assert strings.gather(order) == expected[::-1] * 2
     with pytest.raises(IndexError):
         strings[len(expected)]
 

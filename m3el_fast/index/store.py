@@ -133,10 +133,11 @@ class IndexVersion:
         rows = torch.full((len(ids),), -1)
         wanted = id_keys(ids)
         for segment in self.segments:
-            for place, own in zip(*(found.tolist() for found in find(segment.id_table, wanted)), strict=True):
-                row = segment.start + own
-                if self.live[row] and self.ids[row] == ids[place]:
-                    rows[place] = row
+            place, own = find(segment.id_table, wanted)
+            row = segment.start + own
+            same = [one == ids[i] for one, i in zip(self.ids.gather(row), place.tolist(), strict=True)]
+            valid = self.live[row] & torch.tensor(same, dtype=torch.bool)
+            rows[place[valid]] = row[valid]
         return rows
 
     def find_images(self, digests: Tensor) -> Tensor:

@@ -46,6 +46,18 @@ class Strings(Sequence[str]):
             for first, last in pairwise(offsets.tolist()):
                 yield view[first:last].tobytes().decode("utf-8", "surrogatepass")
 
+    def gather(self, rows: Tensor) -> list[str]:
+        """Those of ``rows`` [n] int64, many times faster than one by one."""
+        wanted = rows.numpy()
+        found = [""] * len(wanted)
+        for start, (data, offsets) in zip(self._starts, self._parts, strict=False):
+            own = ((wanted >= start) & (wanted < start + len(offsets) - 1)).nonzero()[0]
+            at, view = wanted[own] - start, data.data
+            places = zip(own.tolist(), offsets[at].tolist(), offsets[at + 1].tolist(), strict=True)
+            for place, first, last in places:
+                found[place] = view[first:last].tobytes().decode("utf-8", "surrogatepass")
+        return found
+
     @overload
     def __getitem__(self, row: int) -> str: ...
     @overload
