@@ -40,21 +40,21 @@ void offer(std::vector<Entry>& best, int64_t k, const Entry& entry) {
   std::push_heap(best.begin(), best.end(), better);
 }
 
+// Whether one of kBlock values is above `least`; NaN is not.
+bool any_above(const float* values, float least) {
+  int any = 0;
+  for (int j = 0; j < kBlock; ++j) any |= values[j] > least;
+  return any != 0;
+}
+
 void scan(const float* row, int64_t n, int64_t k, int64_t first, std::vector<Entry>& best) {
-  int32_t order[kBlock];
-  for (int64_t start = 0; start < n; start += kBlock) {
-    const int64_t count = std::min(kBlock, n - start);
+  for (int64_t j = 0; j < n;) {
     // a later column loses a tie, so only a larger value can enter a full selection
-    const bool full = static_cast<int64_t>(best.size()) == k;
-    const int32_t threshold = full ? best.front().order : INT_MIN;
-    int32_t any = !full;
-    for (int64_t j = 0; j < count; ++j) {
-      order[j] = order_of(row[start + j]);
-      any |= order[j] > threshold;
-    }
-    if (!any) continue;
-    for (int64_t j = 0; j < count; ++j)
-      if (!full || order[j] > threshold) offer(best, k, {order[j], first + start + j, row[start + j]});
+    const bool full = static_cast<int64_t>(best.size()) == k && best.front().order != INT_MIN;
+    if (full)
+      while (j + kBlock <= n && !any_above(row + j, best.front().value)) j += kBlock;
+    for (const int64_t end = std::min(j + kBlock, n); j < end; ++j)
+      if (!full || row[j] > best.front().value) offer(best, k, {order_of(row[j]), first + j, row[j]});
   }
 }
 
