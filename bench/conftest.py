@@ -35,6 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     machine_info["m3el_fast"] = machine.describe()
+    machine_info["scale"] = scale_name(config)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -44,10 +45,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(table(config.stash[RESULTS]))
 
 
+def scale_name(config: pytest.Config) -> str:
+    given: str | None = config.getoption("scale")
+    return given or ("default" if config.getoption("run_benchmarks") else "tiny")
+
+
 @pytest.fixture(scope="session")
 def scale(request: pytest.FixtureRequest) -> Scale:
-    name = request.config.getoption("scale")
-    return SCALES[name or ("default" if request.config.getoption("run_benchmarks") else "tiny")]
+    return SCALES[scale_name(request.config)]
 
 
 @pytest.fixture(scope="session")

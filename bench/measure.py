@@ -82,6 +82,8 @@ def _fields(line: dict[str, Any]) -> list[str]:
     for key, value in line.items():
         if key == "bars":
             fields += [f"bar {name} {text}" for name, text in value.items()]
+        elif key == "scaling":
+            fields.append(f"grows with {value['axis']} to the power of {value['exponent']:.2f}")
         elif key not in ("name", "unit"):
             fields.append(f"{key} {value:,.4g}" if isinstance(value, (int, float)) else f"{key} {value}")
     return fields

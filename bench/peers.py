@@ -20,6 +20,20 @@ def released_g2l(query: Tensor, key: Tensor, value: Tensor, gate: Tensor, norm: 
     return (gate[:, None] * norm.apply(context)).sum(dim=-1).T
 
 
+def released_icl(entity: Tensor, mention: Tensor, tau: float, beta: float, gamma: float) -> Tensor:
+    """ICL of [B, d] features in the released variant: logits and one-hot labels [B, 2 B] of either side written out."""
+    batch = len(entity)
+    e, m = (torch.nn.functional.normalize(side, dim=-1) for side in (entity, mention))
+    itself = torch.eye(batch, dtype=entity.dtype)
+    labels = torch.cat([itself, torch.zeros_like(itself)], dim=1)
+    total = entity.new_zeros(())
+    for own, other in ((e, m), (m, e)):
+        same = beta * (own @ own.T) / tau
+        logits = torch.cat([gamma * (own @ other.T) / tau, same * (1 - itself)], dim=1)
+        total = total - (labels * logits.log_softmax(dim=1)).sum() / batch
+    return total / 2
+
+
 def released_scores(matcher: Matcher, mentions: Features, entities: Features) -> Tensor:
     """Union scores [M, E] of M3EL from features, one image per item: all of the matcher for every block of entities."""
     assert isinstance(matcher.cross, CrossModal)

@@ -17,8 +17,14 @@ class Scale:
         batch: of training.
         rerank_mentions, candidates: of reranking.
         selections: rows, columns and k of top-k.
+        loss_batch: of the contrastive loss alone; contexts: of the cross-modal unit alone.
         large: entities of the KB that is larger than memory, 0 = none.
         bandwidth_bytes: of the file whose reading is timed.
+        smallest_kb: entities of the first point of the scaling curves.
+        calls: with one mention each, whose percentiles are reported.
+        build_entities: of the index whose building is timed.
+        images: photographs that are decoded and cached; image_size: in pixels, that they are decoded to.
+        houses: names of houses in the generated data set that is evaluated, nine houses each.
         rounds: timed rounds of calls that take seconds; short_rounds: of those that take milliseconds.
     """
 
@@ -30,8 +36,16 @@ class Scale:
     rerank_mentions: int
     candidates: int
     selections: tuple[tuple[int, int, int], ...]
+    loss_batch: int
+    contexts: int
     large: int
     bandwidth_bytes: int
+    smallest_kb: int
+    calls: int
+    build_entities: int
+    images: int
+    image_size: int
+    houses: int
     rounds: int
     short_rounds: int
 
@@ -45,8 +59,16 @@ _DEFAULT = Scale(
     rerank_mentions=64,
     candidates=1_000,
     selections=((64, WIKIMEL_ENTITIES, 10), (512, 131_072, 100), (1, 10_000_000, 100)),
+    loss_batch=1_024,
+    contexts=8_192,
     large=0,
     bandwidth_bytes=2 << 30,
+    smallest_kb=2_000,
+    calls=100,
+    build_entities=4_096,
+    images=512,
+    image_size=224,
+    houses=167,
     rounds=3,
     short_rounds=10,
 )
@@ -66,8 +88,16 @@ SCALES = {
         rerank_mentions=4,
         candidates=40,
         selections=((64, 600, 10), (3, 700, 100), (1, 5_000, 100)),
+        loss_batch=24,
+        contexts=70,
         large=700,
         bandwidth_bytes=1 << 24,
+        smallest_kb=100,
+        calls=3,
+        build_entities=300,
+        images=16,
+        image_size=32,
+        houses=4,
         rounds=1,
         short_rounds=1,
     ),
