@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from m3el_fast.files import replace_file
 from m3el_fast.ops import gpu
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,14 +57,18 @@ def main() -> None:
             print(lines[-1], flush=True)
         if on_gpu:
             torch.cuda.empty_cache()
-    if options.out is not None:
-        name = _file_name(options.parts if len(options.parts) < len(parts) else [])
-        data = {"machine": machine(), "scale": options.scale, "rows": rows, "failed": failed}
-        options.out.mkdir(parents=True, exist_ok=True)
-        Path(options.out, f"{name}.txt").write_text("\n".join(lines) + "\n")
-        Path(options.out, f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+        if options.out is not None:  # after each part: a lease that ends keeps what was measured
+            measured = {"machine": machine(), "scale": options.scale, "rows": rows, "failed": failed}
+            _save(options.out / _file_name(options.parts if len(options.parts) < len(parts) else []), lines, measured)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
+
+
+def _save(path: Path, lines: list[str], measured: dict[str, Any]) -> None:
+    """The table as text and JSON, whole files each."""
+    for suffix, text in ((".txt", "\n".join(lines)), (".json", json.dumps(measured, indent=1))):
+        with replace_file(path.with_suffix(suffix)) as temporary:
+            temporary.write_text(text + "\n")
 
 
 def machine() -> dict[str, Any]:

@@ -21,6 +21,7 @@ from bench.cases.two_stage import CANDIDATES, recall
 from m3el_fast.dataset import load_dataset, load_split
 from m3el_fast.errors import run_command
 from m3el_fast.evaluate import checkpoint_data
+from m3el_fast.files import replace_file, require_file_target
 from m3el_fast.index import EntityIndex
 from m3el_fast.matching import Side
 from m3el_fast.models import load_model
@@ -40,6 +41,9 @@ def main(argv: list[str] | None = None) -> None:
     model = load_model(args.checkpoint)
     config = model.config.data.model_copy(update={"kb_mentions": 0})
     folder = checkpoint_data(config, args.data, "--data")
+    results = Path(__file__).parent / "results"
+    output = args.output or results / f"recall-{folder.name.lower()}-{time.strftime('%Y-%m-%d')}.json"
+    require_file_target(output)
     if args.index:
         index = EntityIndex.open(Path(args.index), model)
         split, _ = load_split(config, folder, model.encoder, args.split, index.row)
@@ -60,9 +64,8 @@ def main(argv: list[str] | None = None) -> None:
     }
     for line in record["curve"]:
         print(", ".join(f"{name} {value:,.5g}" for name, value in line.items()))
-    results = Path(__file__).parent / "results"
-    output = args.output or results / f"recall-{folder.name.lower()}-{time.strftime('%Y-%m-%d')}.json"
-    output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    with replace_file(output) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"{len(split.gold)} mentions, {len(index)} entities: {output}")
 
 
