@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from m3el_fast.data.images import ImageReport
@@ -152,7 +153,7 @@ class Linker:
         self, requests: list[Request], k: int, candidates: int | None
     ) -> tuple[list[list[dict[str, Any]]], ImageReport]:
         """The links, and what became of the images; ``candidates``: how many of mentions without ids, None = all."""
-        self._refuse_unknown(requests)
+        rows = self._rows(requests)
         paths = [request.mention.image for request in requests if request.mention.image is not None]
         cache = open_images(paths, self.model.encoder, self.strict_images, False)
         links: list[list[dict[str, Any]]] = [[] for _ in requests]
@@ -164,28 +165,35 @@ class Linker:
                     block = places[start : start + self.scorer.batch]
                     source = mention_source([requests[i].mention for i in block], self.model.encoder, cache)
                     side = self.model.mention_side(source.inputs(torch.arange(len(block))).to(self.model.device))
-                    own = [requests[i].candidates or [] for i in block] if limited else candidates
+                    own = [rows[i] for i in block] if limited else candidates
                     best = self.scorer.topk(side, min(k, len(self.index)), own)
-                    for number, i in enumerate(block):
-                        links[i] = self._answers(number, best)
+                    for i, answers in zip(block, self._answers(best), strict=True):
+                        links[i] = answers
                     bar.update(len(block))
         return links, cache.report
 
-    def _refuse_unknown(self, requests: list[Request]) -> None:
-        given = [(request.where, one) for request in requests for one in request.candidates or ()]
-        unknown = (self.index.find([one for _, one in given]) < 0).nonzero()[:, 0]
-        if len(unknown):
-            where, one = given[int(unknown[0])]
-            raise InputError(f"{where}, field candidates", "ids of entities to link to", repr(one))
+    def _rows(self, requests: list[Request]) -> dict[int, Tensor]:
+        """The rows of the candidates of those requests that have some, by the request's place."""
+        given = {i: request.candidates for i, request in enumerate(requests) if request.candidates is not None}
+        found = self.index.find([one for ids in given.values() for one in ids])
+        rows = dict(zip(given, found.split([len(ids) for ids in given.values()]), strict=True))
+        for i, own in rows.items():
+            if len(unknown := (own < 0).nonzero()[:, 0]):
+                expected, got = "ids of entities to link to", repr(given[i][int(unknown[0])])
+                raise InputError(f"{requests[i].where}, field candidates", expected, got)
+        return rows
 
-    def _answers(self, mention: int, best: TopK) -> list[dict[str, Any]]:
-        answers = []
-        for place, row in enumerate(best.rows[mention].tolist()):
-            if row >= 0:
-                found = {name: float(score[mention, place]) for name, score in best.scores.items()}
-                components = {name: found.get(name) for name in COMPONENTS}
-                entity = {"id": self.index.ids[row], "name": self.index.names[row]}
-                answers.append({**entity, "score": found["union"], "components": components})
+    def _answers(self, best: TopK) -> list[list[dict[str, Any]]]:
+        """What :meth:`link` returns, for a block of mentions."""
+        mention, place = (best.rows >= 0).nonzero(as_tuple=True)
+        rows = best.rows[mention, place]
+        scores = {name: score[mention, place].tolist() for name, score in best.scores.items()}
+        ids, names = self.index.ids.gather(rows), self.index.names.gather(rows)
+        answers: list[list[dict[str, Any]]] = [[] for _ in best.rows]
+        for at, own in enumerate(mention.tolist()):
+            components = {name: scores[name][at] if name in scores else None for name in COMPONENTS}
+            entity = {"id": ids[at], "name": names[at]}
+            answers[own].append({**entity, "score": scores["union"][at], "components": components})
         return answers
 
 

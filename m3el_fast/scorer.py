@@ -33,7 +33,7 @@ __all__ = ["COMPONENTS", "Scorer", "Stats", "TopK"]
 COMPONENTS = ("union", "text", "image", "cross")
 """Scores that golds are ranked by; a model's form may lack the last three."""
 
-Candidates = Sequence[Sequence[str]]
+Candidates = Sequence[Sequence[str] | Tensor]
 
 _SAMPLE, _SAMPLED = 256, 2048  # pairs, at least, that the first margins come from, and entities, at most
 _BATCH = 256  # mentions that are encoded at a time, on a CPU
@@ -110,11 +110,11 @@ class Scorer:
         """The k best entities of each of M mentions, with component scores.
 
         Args:
-            candidates: for each mention the ids to choose from, all settled without a scan (ids may repeat, and count
-                once); or a number of at least k, in two stages: a coarse score, all terms of the union score that are
-                inner products (spec section 5.1), chooses so many entities for each mention, identical ones counting
-                as one, and the exact score the k best of these, which is fast, and misses what the coarse score ranks
-                lower (``bench.recall`` measures how often); None = all entities.
+            candidates: for each mention the ids, or int64 rows of the index, to choose from, all settled without a scan
+                (they may repeat, and count once); or a number of at least k, in two stages: a coarse score, all terms
+                of the union score that are inner products (spec section 5.1), chooses so many entities for each
+                mention, identical ones counting as one, and the exact score the k best of these, which is fast, and
+                misses what the coarse score ranks lower (``bench.recall`` measures how often); None = all entities.
 
         Raises:
             InputError: k is not in 1..E, a candidate is not in the index, there are fewer candidates than k or the
@@ -170,7 +170,7 @@ class Scorer:
         """Scores fp32 by component: ``union``, ``text``, ``image``, ``cross``, ``t2v``, ``v2t`` where the model has it.
 
         Args:
-            candidates: for each mention the ids to score; None = all entities.
+            candidates: for each mention the ids, or int64 rows of the index, to score; None = all entities.
 
         Returns:
             [M, E] as :meth:`scores`, or [M, C] in the order of the candidates, -inf behind a mention's last one.
@@ -340,15 +340,30 @@ class Scorer:
     def _candidate_rows(self, candidates: Candidates, mentions: int) -> list[Tensor]:
         if len(candidates) != mentions:
             raise InputError("candidates", f"one list of ids for each of {mentions} mentions", f"{len(candidates)}")
-        for number, ids in enumerate(candidates, 1):
+        named = [(number, own) for number, own in enumerate(candidates, 1) if not isinstance(own, Tensor)]
+        for number, ids in named:
             if isinstance(ids, str) or not all(isinstance(one, str) for one in ids):
                 raise InputError(f"candidates, mention {number}", "a list of ids, each a string", repr(ids))
-        rows = self.index.find([one for ids in candidates for one in ids]).split([len(ids) for ids in candidates])
-        for number, (ids, own) in enumerate(zip(candidates, rows, strict=True), 1):
-            if (own < 0).any():
-                unknown = repr(ids[int((own < 0).nonzero()[0])])
-                raise InputError(f"candidates, mention {number}", "ids of entities in the index", unknown)
-        return list(rows)
+        found = self.index.find([one for _, ids in named for one in ids]).split([len(ids) for _, ids in named])
+        by_id = {number: rows for (number, _), rows in zip(named, found, strict=True)}
+        return [self._checked(number, own, by_id.get(number)) for number, own in enumerate(candidates, 1)]
+
+    def _checked(self, number: int, given: Sequence[str] | Tensor, found: Tensor | None) -> Tensor:
+        """The rows that a mention's candidates stand for, ``found`` of ids; refused where one is no live entity."""
+        if found is None:
+            assert isinstance(given, Tensor)
+            if given.dtype != torch.int64 or given.dim() != 1:
+                got = f"{given.dtype} of shape {tuple(given.shape)}"
+                raise InputError(f"candidates, mention {number}", "ids, or rows int64 [C]", got)
+            found = given.cpu()
+        outside = (found < 0) | (found >= self.index.rows)
+        unknown = outside | ~self.index.live[found.masked_fill(outside, 0)]
+        if unknown.any():
+            place = int(unknown.nonzero()[0])
+            one = given[place]
+            got = repr(one) if isinstance(one, str) else f"row {int(one)}"
+            raise InputError(f"candidates, mention {number}", "ids of entities in the index", got)
+        return found
 
     def _check_gold(self, gold: Tensor, mentions: int) -> None:
         if gold.shape != (mentions,):

@@ -182,7 +182,12 @@ def test_a_number_of_candidates(trained: Trained, work: Path, linker: Linker, mo
     real = Scorer.topk
 
     def topk(self: Scorer, mentions: Side, k: int, candidates: Any = None) -> TopK:
-        given.append(candidates)
+        named = (
+            [[linker.index.ids[row] for row in own.tolist()] for own in candidates]
+            if isinstance(candidates, list)
+            else candidates
+        )
+        given.append(named)
         return real(self, mentions, k, candidates)
 
     monkeypatch.setattr(Scorer, "topk", topk)

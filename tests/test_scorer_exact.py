@@ -243,6 +243,8 @@ def test_candidates() -> None:
         for score in found.scores.values():
             assert (score[number, chosen:] == -torch.inf).all()
     assert scorer.stats.scanned == 0
+    mixed = [row if number % 2 else one for number, (row, one) in enumerate(zip(rows, ids, strict=True))]
+    assert torch.equal(scorer.topk(planted.mentions, 5, mixed).rows, found.rows)
     components = scorer.components(planted.mentions, ids)
     assert components.keys() == found.scores.keys()
     for number, own in enumerate(rows):
@@ -345,6 +347,15 @@ def test_bad_calls() -> None:
     for wrong, got in ((["Q1", "Q999"], "'Q999'"), (["Q50"], "'Q50'"), ([7], r"\[7\]"), ("Q1", "'Q1'")):
         with pytest.raises(InputError, match=f"candidates, mention 3: expected .*, got {got}"):
             scorer.topk(mentions, 1, [*ids[:2], wrong, *ids[3:]])
+    for rows, got in (
+        (torch.tensor([1, 150]), "row 150"),
+        (torch.tensor([-1]), "row -1"),
+        (torch.tensor([1, 50]), "row 50"),
+        (torch.tensor([1.0]), r"torch.float32 of shape \(1,\)"),
+        (torch.tensor([[1]]), r"torch.int64 of shape \(1, 1\)"),
+    ):
+        with pytest.raises(InputError, match=f"candidates, mention 3: expected .*, got {got}"):
+            scorer.topk(mentions, 1, [*ids[:2], rows, *ids[3:]])
     for row, got in ((150, "150, no row of it"), (-1, "-1, no row of it"), (50, "50, a removed entity")):
         bad = gold.clone()
         bad[4] = row

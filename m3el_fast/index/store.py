@@ -130,15 +130,17 @@ class IndexVersion:
 
     def find(self, ids: Sequence[str]) -> Tensor:
         """The live rows [n] int64 of n ids, -1 where there is none; reads in proportion to n, not to the index."""
-        rows = torch.full((len(ids),), -1)
-        wanted = id_keys(ids)
+        place_of = {one: place for place, one in enumerate(dict.fromkeys(ids))}  # many are asked for more than once
+        distinct = list(place_of)
+        rows = torch.full((len(distinct),), -1)
+        wanted = id_keys(distinct)
         for segment in self.segments:
             place, own = find(segment.id_table, wanted)
             row = segment.start + own
-            same = [one == ids[i] for one, i in zip(self.ids.gather(row), place.tolist(), strict=True)]
+            same = [one == distinct[i] for one, i in zip(self.ids.gather(row), place.tolist(), strict=True)]
             valid = self.live[row] & torch.tensor(same, dtype=torch.bool)
             rows[place[valid]] = row[valid]
-        return rows
+        return rows[torch.tensor([place_of[one] for one in ids], dtype=torch.int64)]
 
     def find_images(self, digests: Tensor) -> Tensor:
         """The visual rows [u] int64 of the images with ``digests`` [u, 2] int64, -1 where the index has none."""
