@@ -284,7 +284,7 @@ def _look(paths: Sequence[Path], home: Path) -> tuple[list[_File], dict[Path, Ou
         else:
             folder, name = os.path.split(path)
             if folder not in folders:
-                folders[folder] = os.path.relpath(folder, home)
+                folders[folder] = os.path.relpath(folder or ".", home)
             key = os.fsencode(os.path.join(folders[folder], name))
             files.append(_File(path, key, found.st_size, found.st_mtime_ns))
     return files, problems

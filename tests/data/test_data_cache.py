@@ -67,6 +67,14 @@ def test_pixels_of_every_image(tmp_path: Path, decoded: list[int]) -> None:
             cache.pixels(torch.tensor(rows))
 
 
+def test_names_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, folder in enumerate((tmp_path / "a", tmp_path / "b")):
+        (file,) = write_images(folder, 1, number)
+        file.rename(folder / "photo.png")
+        monkeypatch.chdir(folder)
+        check(build([Path("photo.png")], tmp_path / "cache"), [Path("photo.png")])
+
+
 def test_no_images(tmp_path: Path) -> None:
     cache = build([], tmp_path / "cache")
     assert cache.pixels(torch.tensor([], dtype=torch.int64)).shape == (0, SIZE, SIZE, 3)
