@@ -8,7 +8,7 @@ several of one name the last counts. Compared is the median time per item (pair,
 
 Either is a regression, and the exit status 1; a benchmark with one round on a side has no spread and one that worked
 on another number of items is another benchmark: both are listed and not judged. Nor is anything where the machines
-differ in CPU, cores, instruction sets, memory or threads.
+differ in CPU, cores, instruction sets, memory, threads or GPU.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bench.report_data import Record, Run, load_run
 from bench.report_text import bytes_text, plain, seconds_text
 from m3el_fast.errors import run_command
 
-_HARDWARE = ("cpu", "cores", "isa", "memory_gb", "threads")
+_HARDWARE = ("cpu", "cores", "isa", "memory_gb", "threads", "gpu")
 _PEAK_NOISE = 8e6  # bytes
 
 

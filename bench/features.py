@@ -40,6 +40,7 @@ from m3el_fast.units import IntraModal
 
 DT, DV, LT, LV = 512, 96, 40, 50
 FAMILY = 4
+CHECKED = 2  # mentions, the first of all, whose results are compared with the reference's scores of the whole KB
 NO_IMAGE = 0.39  # share of WikiMEL's entities without an image (spec section 1)
 
 _TABLE, _TERMS = 4096, 4  # rows of each Gaussian table; how many of them a vector sums

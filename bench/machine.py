@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from m3el_fast.ops import gpu
 from m3el_fast.ops.build import native_report
 
 LEVELS = ("scalar", "avx2", "avx512", "avx512bf16", "amx")
@@ -17,7 +18,7 @@ _FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_fp16", "avx512_bf16", "amx_t
 
 
 def describe() -> dict[str, object]:
-    """CPU, cores, instruction sets, threads and versions: goes into every results file."""
+    """CPU, cores, instruction sets, threads, the GPU if any, and versions: goes into every results file."""
     report = native_report()
     return {
         "cpu": _cpuinfo("model name"),
@@ -28,7 +29,16 @@ def describe() -> dict[str, object]:
         "torch": torch.__version__,
         "native": report.summary,
         "level": level_in_force(),
+        **_gpu(),
     }
+
+
+def _gpu() -> dict[str, object]:
+    if not torch.cuda.is_available():
+        return {}
+    one = torch.cuda.get_device_properties(0)
+    name = f"{one.name}, {one.multi_processor_count} multiprocessors, {one.total_memory / 1e9:.0f} GB"
+    return {"gpu": name, "kernels": gpu.report()}
 
 
 def level_in_force() -> str:

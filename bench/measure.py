@@ -17,9 +17,13 @@ class Measure:
     def __init__(self, benchmark: Any, records: dict[str, float], results: list[dict[str, Any]]) -> None:
         self._benchmark, self._records, self._results = benchmark, records, results
 
-    def time(self, call: Callable[[], object], rounds: int) -> None:
-        """One round to warm up, then ``rounds`` timed ones; where timing is off, one call."""
-        self._benchmark.pedantic(call, rounds=rounds, warmup_rounds=1)
+    def time(self, call: Callable[[], object], rounds: int, *, warm: bool = True) -> None:
+        """``rounds`` timed calls after one to warm up; where timing is off, one call.
+
+        Args:
+            warm: False: the call's shapes have just run, in its process.
+        """
+        self._benchmark.pedantic(call, rounds=rounds, warmup_rounds=int(warm))
 
     def record(
         self,
@@ -31,6 +35,8 @@ class Measure:
         bars: dict[str, float] | None = None,
         limit: float | None = None,
         peak: int | None = None,
+        flop: float | None = None,
+        moved: float | None = None,
         **facts: Any,
     ) -> float | None:
         """Put down what was timed; returns its median seconds per item, None where timing is off.
@@ -40,9 +46,14 @@ class Measure:
             peers: names of earlier records to be compared with (those that ran).
             bars: what the issue asks: ``"<unit>/s"`` or a peer's name -> at least that rate or ratio;
                 ``"peak MB"`` -> at most.
-            limit: least seconds per item by count; peak: bytes; facts: anything else worth keeping.
+            limit: least seconds per item by count; peak: bytes.
+            flop, moved: FLOP and bytes of main memory that an item needs, counted, the same for every form of a
+                computation (``limits.py`` says how).
+            facts: anything else worth keeping; ``ours`` = True: not a peer, although others are compared with it.
         """
         line: dict[str, Any] = {"name": name, "unit": unit, **facts}
+        if flop is not None and moved is not None:
+            line |= {"flop": flop, "moved": moved}
         if peak is not None:
             line["peak MB"] = peak / 1e6
         stats = self._benchmark.stats

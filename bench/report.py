@@ -1,6 +1,6 @@
-"""One page, and the README's table, of results files: ``python -m bench.report bench/results/*.json``.
+"""One page, and the README's tables, of results files: ``python -m bench.report bench/results/*.json``.
 
-The page is one HTML file that needs nothing else. ``--readme`` prints the README's table in Markdown instead.
+The page is one HTML file that needs nothing else. ``--readme`` prints the README's tables in Markdown instead.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import argparse
 from datetime import datetime
 from pathlib import Path
 
-from bench import report_readme
-from bench.report_data import Record, Run, load
+from bench import report_measured, report_readme
+from bench.report_data import Recall, Record, Run, load
 from bench.report_page import Page
 from m3el_fast.errors import run_command
 from m3el_fast.files import replace_file
@@ -25,11 +25,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--modelled", action="store_true", help="model the GPU kernels, too (needs Triton; ten seconds)"
     )
-    parser.add_argument("--readme", action="store_true", help="print the README's table, write no page")
+    parser.add_argument("--readme", action="store_true", help="print the README's tables, write no page")
     args = parser.parse_args(argv)
     files = [load(path) for path in args.files]
     if args.readme:
-        print(report_readme.table(file for file in files if isinstance(file, Run)), end="")
+        runs = [file for file in files if isinstance(file, Run)]
+        recalls = [file for file in files if isinstance(file, Recall)]
+        tables = report_readme.table(runs), report_measured.measured(runs), report_measured.recall(recalls)
+        print(*filter(None, tables), sep="\n", end="")
         return
     page = Page(files, modelled() if args.modelled else [], datetime.now())
     with replace_file(args.out) as temporary:
@@ -43,8 +46,19 @@ def modelled() -> list[Record]:
     from bench.works import works
 
     found = [roofline.estimate(work, sass.compile_case(work.case, 90)) for work in works()]
-    command = "python -m bench.roofline"
-    return [Record(one.work.name, "", "modelled", command, share=one.limit / one.seconds) for one in found]
+    return [
+        Record(
+            one.work.name,
+            "launches",
+            "modelled",
+            "python -m bench.roofline",
+            rate=1 / one.seconds,
+            share=one.limit / one.seconds,
+            flop=one.work.flop,
+            moved=max(one.work.stored, one.work.moved),
+        )
+        for one in found
+    ]
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from m3el_fast.errors import InputError
 
 GPU_COMMAND = "bench/gpu_check.sh table"
 GPU_PARTS = ("icl_loss", "g2l_training", "g2l_scan", "scan", "cross_modal", "dual", "topk", "rerank")
-_GPU_GROUP = "GPU: "
+GPU_GROUPS = {part: f"bench/test_gpu_{part}.py" for part in GPU_PARTS}
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,11 @@ class Record:
     """One benchmark, as measured (or not).
 
     Attributes:
-        group: test file or part of the GPU table; command: that measures it.
+        group: test file; command: that measures it.
         rate: ``unit`` a second, None = not measured; median: seconds of a call, of ``rounds`` (0 = unknown).
         spread: interquartile range / median; ratios: how many times as fast as a peer, by its name.
-        share: of the computed limit; peak: bytes; bars: what the issue asks, ``"GOAL: met"`` by what it is about.
+        share: of the computed limit; peak: bytes; flop, moved: FLOP and bytes of main memory per item, counted.
+        bars: what the issue asks, ``"GOAL: met"`` by what it is about.
         is_peer: stands for what others do; facts: all else that was put down.
     """
 
@@ -55,6 +56,8 @@ class Record:
     ratios: Mapping[str, float] = field(default_factory=dict)
     share: float | None = None
     peak: float | None = None
+    flop: float | None = None
+    moved: float | None = None
     bars: Mapping[str, str] = field(default_factory=dict)
     scaling: Scaling | None = None
     is_peer: bool = False
@@ -63,10 +66,11 @@ class Record:
 
 @dataclass(frozen=True)
 class Run:
-    """A results file of pytest-benchmark or of the GPU table: one session on one machine.
+    """A results file of pytest-benchmark: one session on one machine.
 
     Attributes:
-        date: ISO, empty = not recorded; scale: of ``--scale``, empty = not recorded; gpu: it is the GPU table.
+        date: ISO; scale: of ``--scale``, empty = not recorded.
+        ceilings: ``fp32 FLOP/s``, ``bf16 FLOP/s`` and ``bytes/s`` of the CPU, measured in the session.
     """
 
     path: Path
@@ -74,12 +78,15 @@ class Run:
     machine: Mapping[str, Any]
     records: tuple[Record, ...]
     scale: str = ""
-    gpu: bool = False
+    ceilings: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def gpu(self) -> bool:
+        """Whether a GPU's benchmarks were timed."""
+        return any(record.group in GPU_GROUPS.values() and record.rate is not None for record in self.records)
 
     def command(self, groups: Iterable[str]) -> str:
-        """What measures test files, or parts of the GPU table, again."""
-        if self.gpu:
-            return " ".join([GPU_COMMAND, *(group.removeprefix(_GPU_GROUP) for group in groups)])
+        """What measures test files again."""
         return " ".join(["pytest", *groups, "--benchmark", *_scale_option(self.scale)])
 
     def by_name(self) -> dict[str, Record]:
@@ -120,7 +127,7 @@ def load(path: Path) -> File:
     Raises:
         InputError: it is none, or broken.
     """
-    expected = "a results file of pytest-benchmark, bench.gpu_table or bench.recall, or quality-*.json"
+    expected = "a results file of pytest-benchmark or bench.recall, or quality-*.json"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -130,7 +137,6 @@ def load(path: Path) -> File:
     keys = set(data) if isinstance(data, dict) else set()
     readers: dict[str, Callable[[Path, dict[str, Any]], File]] = {
         "benchmarks": _run,
-        "rows": _gpu,
         "curve": _recall,
         "split": _quality,
     }
@@ -152,7 +158,7 @@ def load_run(path: Path) -> Run:
         InputError: it is none, or broken.
     """
     found = load(path)
-    if not isinstance(found, Run) or found.gpu:
+    if not isinstance(found, Run):
         raise InputError(path, "a results file of pytest-benchmark", "another kind of results")
     return found
 
@@ -163,14 +169,15 @@ def _run(path: Path, data: dict[str, Any]) -> Run:
     entries, scale = data["benchmarks"], info.get("scale", "")
     peers = {key[2:] for entry in entries for key in entry["extra_info"] if key.startswith("x ")}
     records = tuple(_record(entry, peers, scale) for entry in entries)
-    return Run(path, data["datetime"][:19], machine, records, scale)
+    ceilings = {key: _positive(value) for key, value in info.get("ceilings", {}).items()}
+    return Run(path, data["datetime"][:19], machine, records, scale, ceilings)
 
 
 def _record(entry: Mapping[str, Any], peers: set[str], scale: str) -> Record:
     facts = dict(entry["extra_info"])
     name, unit, stats = str(facts.pop("name")), str(facts.pop("unit")), entry.get("stats") or {}
     ratios = {key[2:]: _number(facts.pop(key)) for key in list(facts) if key.startswith("x ")}
-    peak = facts.pop("peak MB", None)
+    peak, ours = facts.pop("peak MB", None), facts.pop("ours", False)
     command = " ".join(["pytest", shlex.quote(entry["fullname"]), "--benchmark", *_scale_option(scale)])
     return Record(
         name,
@@ -184,9 +191,11 @@ def _record(entry: Mapping[str, Any], peers: set[str], scale: str) -> Record:
         ratios=ratios,
         share=_maybe(facts.pop("share of limit", None)),
         peak=None if peak is None else _number(peak) * 1e6,
-        bars=_bars(facts.pop("bars", {})),
+        flop=_maybe(facts.pop("flop", None), _positive),
+        moved=_maybe(facts.pop("moved", None), _positive),
+        bars=_bars(facts.pop("bars", {}), name),
         scaling=_scaling(facts.pop("scaling", None)),
-        is_peer=name in peers and not ratios,
+        is_peer=name in peers and not ratios and not ours,
         facts=facts,
     )
 
@@ -195,10 +204,11 @@ def _scale_option(scale: str) -> list[str]:
     return ["--scale", scale] if scale else []
 
 
-def _bars(data: Mapping[str, str]) -> dict[str, str]:
+def _bars(data: Mapping[str, str], name: str) -> dict[str, str]:
+    """Of the record ``name``, whose own peers are called ``name: PEER``."""
     for bar in data.values():
         goal(bar)  # raises where there is none
-    return dict(data)
+    return {key.removeprefix(f"{name}: "): bar for key, bar in data.items()}
 
 
 def _scaling(data: Mapping[str, Any] | None) -> Scaling | None:
@@ -208,38 +218,6 @@ def _scaling(data: Mapping[str, Any] | None) -> Scaling | None:
     if any(x <= 0 for x, _, _ in points):
         raise ValueError("expected sizes above 0 in scaling")
     return Scaling(str(data["axis"]), points, _maybe(data.get("exponent")))
-
-
-def _gpu(path: Path, data: dict[str, Any]) -> Run:
-    records = []
-    for row in data["rows"]:
-        command = f"{GPU_COMMAND} {row['part']}"
-        for name, peer in row["peers"].items():
-            of_peer = f"{row['name']}: {name}"
-            records.append(_gpu_record(of_peer, row, peer, row["peer_items"], command, is_peer=True))
-        own = row["own"]
-        ratios = {f"{row['name']}: {key[2:]}": _number(r) for key, r in row["ratios"].items() if key.startswith("x ")}
-        bars = {key: f"{row['goals'][key]:g}: {outcome}" for key, outcome in row["outcomes"].items()}
-        share = row["limit"] / own["seconds"] if row["limit"] and own["seconds"] else None
-        facts = dict(row["facts"]) if row["error"] is None else {**row["facts"], "error": row["error"]}
-        records.append(
-            _gpu_record(
-                row["name"], row, own, row["items"], command, ratios=ratios, bars=bars, share=share, facts=facts
-            )
-        )
-    return Run(path, _date(path), data["machine"], tuple(records), gpu=True)
-
-
-def _gpu_record(
-    name: str, row: Mapping[str, Any], one: Mapping[str, Any], items: int, command: str, **more: Any
-) -> Record:
-    seconds = _maybe(one["seconds"])
-    if one["note"]:
-        more["facts"] = {**more.get("facts", {}), "note": one["note"]}
-    rate = None if seconds is None else items / seconds
-    return Record(
-        name, row["unit"], _GPU_GROUP + row["part"], command, rate, seconds, 0, one["spread"], peak=one["peak"], **more
-    )
 
 
 def _recall(path: Path, data: dict[str, Any]) -> Recall:
@@ -263,8 +241,14 @@ def _date(path: Path) -> str:
     return found[0] if found else ""
 
 
-def _maybe(value: Any) -> float | None:
-    return None if value is None else _number(value)
+def _maybe(value: Any, read: Callable[[Any], float] | None = None) -> float | None:
+    return None if value is None else (read or _number)(value)
+
+
+def _positive(value: Any) -> float:
+    if _number(value) <= 0:
+        raise ValueError(f"expected a number above 0, got {value!r}")
+    return float(value)
 
 
 def _number(value: Any) -> float:

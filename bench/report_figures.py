@@ -1,4 +1,4 @@
-"""The report's figures: bars against peers, shares of the limit, recall and scaling, each with its command."""
+"""The report's figures: bars against peers, recall and scaling, each with its command."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
-from bench.report_data import Recall, Record, Run, Scaling, goal
+from bench.report_data import Recall, Record, Run, Scaling
 from bench.report_plots import Bar, Series, bars, lines
 from bench.report_text import bytes_text, rate_text, seconds_text, significant
 
@@ -19,7 +19,7 @@ def against_peers(runs: Iterable[Run], title: Callable[[str], str]) -> str:
     """A card for each set of records that are compared with one another."""
     cards = [_peer_card(run, together, title) for run in runs for together in compared(run)]
     legend = '<ul class="legend"><li class="s1">m3el_fast</li><li class="speer">what it is compared with</li></ul>'
-    return legend + "".join(cards) if cards else NOT_MEASURED.format(_code("pytest bench/ --benchmark"))
+    return legend + "".join(cards) if cards else NOT_MEASURED.format(code("pytest bench/ --benchmark"))
 
 
 def compared(run: Run) -> list[list[Record]]:
@@ -47,7 +47,7 @@ def _peer_card(run: Run, records: Sequence[Record], title: Callable[[str], str])
     return (
         f'<div class="card"><h3>{escape(title(groups[0]))}</h3>'
         f"{bars(rows, f'{records[0].unit} a second', rate_text, log=log)}"
-        f'<p class="note">{escape(run.path.name)}, {escape(run.date[:10])} · {_code(run.command(groups))}</p></div>'
+        f'<p class="note">{escape(run.path.name)}, {escape(run.date[:10])} · {code(run.command(groups))}</p></div>'
     )
 
 
@@ -60,49 +60,9 @@ def _rate_and_ratio(record: Record) -> str:
     return f"{text}, {significant(min(record.ratios.values()))} x{best}"
 
 
-def roofline(runs: Iterable[Run], modelled: Sequence[Record]) -> str:
-    """Share of the computed limit of everything that has one: measured, then modelled."""
-    runs = list(runs)
-    rows = [
-        Bar(record.name, "own", record.share, f"{100 * record.share:.0f}%", _goal(record))
-        for run in runs
-        for record in run.by_name().values()
-        if record.share is not None
-    ]
-    if not any(run.gpu for run in runs):
-        rows.append(Bar("GPU kernels", "own", None, ""))
-    for record in modelled:
-        rows.append(Bar(record.name, "modelled", record.share, f"{100 * (record.share or 0):.0f}%, modelled"))
-    kinds = ['<li class="s1">measured</li>']
-    kinds += ['<li class="smodelled">modelled</li>'] if modelled else []
-    kinds += ['<li class="sgoal">bar of the issue</li>'] if any(row.goal for row in rows) else []
-    commands = [_code("pytest bench/ --benchmark")] + ([_code("python -m bench.roofline")] if modelled else [])
-    chart = bars(rows, "share of the computed limit", lambda x: f"{100 * x:.0f}%", log=False, roof=1.0)
-    return (
-        f'<p class="note">{_ROOF}{_MODELLED if modelled else ""}</p><ul class="legend">{"".join(kinds)}</ul>'
-        f'<div class="card">{chart}<p class="note">{" · ".join(commands)}</p></div>'
-    )
-
-
-_ROOF = (
-    "The line at 100% is the roof: the time that counted work takes at the rates of this machine, measured in the same "
-    "session (bench/limits.py). It is a yardstick: above it a kernel runs closer to the processor's peak than "
-    "<code>torch.matmul</code> does on large matrices."
-)
-_MODELLED = (
-    " Modelled GPU kernels were not run: their time on an H100 is counted from their machine code, and the roof from "
-    "the chip's rates (bench/roofline.py)."
-)
-
-
-def _goal(record: Record) -> float | None:
-    bar = record.bars.get("share of limit")
-    return None if bar is None else goal(bar)
-
-
 def recall(files: Sequence[Recall]) -> str:
     """Recall and time against the number of candidates, for each file."""
-    command = _code("python -m bench.recall CHECKPOINT --data DIR")
+    command = code("python -m bench.recall CHECKPOINT --data DIR")
     return "".join(_recall_card(file, command) for file in files) or NOT_MEASURED.format(command)
 
 
@@ -145,7 +105,7 @@ def scaling(runs: Iterable[Run]) -> str:
         for record in run.records
         if record.scaling is not None
     ]
-    return "".join(cards) or NOT_MEASURED.format(_code("pytest bench/ --benchmark"))
+    return "".join(cards) or NOT_MEASURED.format(code("pytest bench/ --benchmark"))
 
 
 def _scaling_card(run: Run, record: Record, found: Scaling) -> str:
@@ -161,7 +121,7 @@ def _scaling_card(run: Run, record: Record, found: Scaling) -> str:
     right = lines("Peak memory, log scale", [Series("measured", memory, "2")], x_label, _count, bytes_text, log_y=True)
     return (
         f'<div class="card"><h3>{escape(record.name)}</h3><div class="plots">{left}{right}</div>'
-        f'<p class="note">{escape(run.path.name)}, {escape(run.date[:10])} · {_code(record.command)}</p></div>'
+        f'<p class="note">{escape(run.path.name)}, {escape(run.date[:10])} · {code(record.command)}</p></div>'
     )
 
 
@@ -179,5 +139,5 @@ def _count(value: float) -> str:
     return significant(value, 4)
 
 
-def _code(command: str) -> str:
+def code(command: str) -> str:
     return f"<code>{escape(command)}</code>"

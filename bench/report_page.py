@@ -24,7 +24,8 @@ from bench.report_data import (
     machines,
     outcome,
 )
-from bench.report_figures import against_peers, recall, roofline, scaling
+from bench.report_figures import against_peers, recall, scaling
+from bench.report_roofline import roofline
 from bench.report_style import STYLE
 from bench.report_text import bytes_text, plain, rate_text, seconds_text, significant
 
@@ -47,7 +48,7 @@ class Page:
         sections = {
             "Summary": _summary(runs, known),
             "Against peers": against_peers(runs, title),
-            "Roofline": roofline(runs, self.modelled),
+            "Roofline": roofline(runs, self.modelled, title),
             "Two-stage recall": recall(recalls),
             "Scaling": scaling(runs),
             "Quality": _quality([file for file in self.files if isinstance(file, Quality)]),

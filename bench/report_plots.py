@@ -29,7 +29,7 @@ class Bar:
 def bars(rows: Sequence[Bar], axis: str, tick: Format, *, log: bool, roof: float | None = None) -> str:
     """Horizontal bars, largest value first as given; ``roof``: where the axis has a line to be reached."""
     values = [row.value for row in rows if row.value]
-    scale = _log_axis(values) if log else _linear_axis([0.0, *values, *([roof] if roof else [])])
+    scale = log_axis(values) if log else linear_axis([0.0, *values, *([roof] if roof else [])])
     lines = [_line(scale.place(value), tick(value)) for value in scale.ticks]
     if roof is not None:
         lines.append(_line(scale.place(roof), "", "roof"))
@@ -74,7 +74,7 @@ def lines(title: str, series: Sequence[Series], x_label: str, x_text: Format, y_
     ys = [y for one in series for _, y in one.points]
     if not xs:
         return f'<figure class="plot"><figcaption>{escape(title)}</figcaption><p class="none">not measured</p></figure>'
-    across, up = _log_axis(xs, tight=True), (_log_axis(ys) if log_y else _linear_axis(ys))
+    across, up = log_axis(xs, tight=True), (log_axis(ys) if log_y else linear_axis(ys))
     width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -84,14 +84,14 @@ def lines(title: str, series: Sequence[Series], x_label: str, x_text: Format, y_
     for y in up.ticks:
         _, top = place(xs[0], y)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{top:.1f}" y2="{top:.1f}"/>')
-        parts.append(_text(_LEFT - 7, top + 4, "end", y_text(y)))
+        parts.append(text_at(_LEFT - 7, top + 4, "end", y_text(y)))
     end, low = -math.inf, _HEIGHT - _BOTTOM + 17
     for x in xs:
         (left, _), half = place(x, ys[0]), 3.5 * len(x_text(x))  # of the label, in 12-pixel type
         if left - half > end:
-            parts.append(_text(left, low, "middle", x_text(x)))
+            parts.append(text_at(left, low, "middle", x_text(x)))
             end = left + half + _GAP
-    parts.append(_text(_LEFT + width / 2, _HEIGHT - 6, "middle", x_label))
+    parts.append(text_at(_LEFT + width / 2, _HEIGHT - 6, "middle", x_label))
     for one in series:
         spots = [place(x, y) for x, y in one.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
@@ -109,7 +109,7 @@ def lines(title: str, series: Sequence[Series], x_label: str, x_text: Format, y_
     )
 
 
-def _text(left: float, top: float, anchor: str, text: str) -> str:
+def text_at(left: float, top: float, anchor: str, text: str) -> str:
     return f'<text class="tick" x="{left:.1f}" y="{top:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
@@ -128,7 +128,7 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
 
-def _log_axis(values: Sequence[float], tight: bool = False) -> Axis:
+def log_axis(values: Sequence[float], tight: bool = False) -> Axis:
     """Whole decades, or halves of one where the values span few; ``tight``: the values' own range and a margin."""
     positive = [value for value in values if value > 0] or [1.0]
     low, high = min(positive), max(positive)
@@ -147,7 +147,13 @@ def _log_axis(values: Sequence[float], tight: bool = False) -> Axis:
     return Axis(bottom, top, tuple(ticks[::every]), True)
 
 
-def _linear_axis(values: Sequence[float]) -> Axis:
+def decades(values: Sequence[float]) -> Axis:
+    """Whole decades around the values."""
+    low, high = math.floor(math.log10(min(values) * 0.7)), math.ceil(math.log10(max(values) * 1.02))
+    return Axis(10.0**low, 10.0**high, tuple(10.0**exponent for exponent in range(low, high + 1)), True)
+
+
+def linear_axis(values: Sequence[float]) -> Axis:
     """Round steps around the values."""
     low, high = min(values), max(values)
     if high == low:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from bench.report_data import Record, Run
+from bench.report_data import GPU_GROUPS, Record, Run
 from m3el_fast.errors import InputError
 
 BASE = "released eager, tuned malloc"
@@ -20,17 +20,17 @@ _PEERS = {
     BASE: "the released code's form, eager PyTorch, best chunk, malloc tuned",
     "released eager, default malloc": "the same with the default malloc",
 }
-_GPU_SCAN = "GPU: scan"
 
 
 def table(runs: Iterable[Run]) -> str:
-    """Markdown: rates and ratios of the newest session that ranked, and the GPU's where it was measured.
+    """Markdown: rates and ratios of the newest session of the default scale that ranked, and the GPU's where it was
+    measured.
 
     Raises:
         InputError: no session ranked both M3EL and the released form.
     """
     runs = list(runs)
-    ranked = [run for run in runs if _levels(run, "m3el") and _rate(run, BASE)]
+    ranked = [run for run in runs if run.scale in ("default", "") and _levels(run, "m3el") and _rate(run, BASE)]
     if not ranked:
         raise InputError("results files", f"one with '{BASE}' and 'ranking, m3el, LEVEL', measured", "none such")
     run = max(ranked, key=lambda one: one.date)
@@ -48,7 +48,11 @@ def table(runs: Iterable[Run]) -> str:
     for level in _levels(run, "mimic")[:1]:
         lines.append(_line("**m3el_fast, MIMIC**, exact", records[f"ranking, mimic, {level}"].rate, None, "**"))
     scans = [
-        record for one in runs if one.gpu for record in one.records if record.group == _GPU_SCAN and _timed(record)
+        record
+        for one in runs
+        if one.gpu
+        for record in one.records
+        if record.group == GPU_GROUPS["scan"] and _timed(record)
     ]
     lines += [_line(f"GPU: {record.name}", record.rate, None) for record in scans] or ["| GPU | not measured | |"]
     return "\n".join(lines) + "\n"

@@ -59,6 +59,21 @@ circle.s1 { fill: var(--one); } circle.s2 { fill: var(--two); } circle { stroke:
 .legend .sfit::before, .legend .slevel::before { border-top: 2px dashed var(--soft); }
 .legend .smodelled::before { border-top: 8px solid color-mix(in srgb, var(--one) 42%, var(--card)); }
 .legend .sgoal::before { width: 0; height: 12px; border-top: 0; border-left: 3px solid var(--two); }
+.legend.dots li::before, .points li::before { width: 10px; height: 10px; border: 0; border-radius: 50%;
+  background: var(--one); }
+.legend.dots .speer::before, .points .speer::before { background: var(--peer); }
+.legend.dots .smodelled::before, .points .smodelled::before { background: none; border: 2px solid var(--one); }
+.points { list-style: none; margin: 2px 0 12px; padding: 0; font-size: 13px; }
+.points li { padding-left: 38px; text-indent: -38px; } .points b { text-indent: 0; }
+.points li::before { content: ""; display: inline-block; margin-right: 6px; }
+.points span { color: var(--soft); white-space: nowrap; text-indent: 0; display: inline-block; padding-left: 4px; }
+.points b { display: inline-block; min-width: 1.3em; }
+svg .roofline { stroke: var(--text); stroke-width: 1.5; } svg .roofname { fill: var(--text); font-size: 11px; }
+svg .number { fill: var(--text); font-size: 11px; font-weight: 600; }
+svg .number, svg .roofname { paint-order: stroke; stroke: var(--card); stroke-width: 3px; stroke-linejoin: round; }
+svg .faint { fill: var(--soft); opacity: 0.3; }
+circle.sown { fill: var(--one); } circle.speer { fill: var(--peer); }
+circle.smodelled { fill: var(--card); stroke: var(--one); stroke-width: 2; }
 .bars { --label: 21rem; --value: 11.5rem; position: relative; margin: 12px 0 0; font-size: 14px; }
 .bars > .grid { position: absolute; left: calc(var(--label) + 14px); right: calc(var(--value) + 14px); top: 0;
   bottom: 40px; }

@@ -49,6 +49,14 @@ class Sizes:
         embedding = 2 * patches * 3 * self.patch_size**2 * self.vision_width
         return self._layers(self.vision_width, patches + 1) + embedding
 
+    def text_bytes(self) -> int:
+        """The text tower's weights, in bf16; token ids are nothing beside them."""
+        return 2 * 12 * self.layers * self.text_width**2
+
+    def image_bytes(self) -> int:
+        """The vision tower's weights, in bf16, and all pixels."""
+        return 2 * 12 * self.layers * self.vision_width**2 + self.images * 3 * self.image_size**2
+
     def _layers(self, width: int, tokens: int) -> int:
         return self.layers * (24 * tokens * width**2 + 4 * tokens**2 * width)
 
@@ -158,10 +166,11 @@ def test_encode(
         encoding.items()
 
     images, texts = len(encoding.keys), len(source)
-    call, items, flop = {
-        "images": (encoding.images, images, images * sizes.image_flop()),
-        "texts": (encoding.items, texts, texts * sizes.text_flop()),
-        "entities": (entities, texts, images * sizes.image_flop() + texts * sizes.text_flop()),
+    of_images, of_texts = images * sizes.image_flop(), texts * sizes.text_flop()
+    call, items, flop, moved = {
+        "images": (encoding.images, images, of_images, sizes.image_bytes()),
+        "texts": (encoding.items, texts, of_texts, sizes.text_bytes()),
+        "entities": (entities, texts, of_images + of_texts, sizes.image_bytes() + sizes.text_bytes()),
     }[kind]
     measure.time(call, scale.rounds)
     measure.record(
@@ -170,6 +179,8 @@ def test_encode(
         unit=kind,
         limit=flop / items / matmul,
         bars={SHARE: 0.6} if kind == "entities" else {},
+        flop=flop / items,
+        moved=moved / items,
         gflop_each=flop / items / 1e9,
         matmul_gflops=matmul / 1e9,
     )

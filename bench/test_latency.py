@@ -1,4 +1,7 @@
-"""Single-mention latency: encoding and scoring apart; scoring first in a fresh process and warm, p50 and p99."""
+"""Single-mention latency: encoding and scoring apart; scoring first in a fresh process and warm, p50 and p99.
+
+At ``--scale million`` against a KB of a million entities as well.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 
 from bench.cases.latency import Encoding
-from bench.limits import pair_work, seconds_per_pair
+from bench.limits import COARSE, pair_work, seconds_per_pair
 from bench.machine import isa_levels
 from bench.measure import Measure
 from bench.scales import SCALES, Scale
@@ -26,20 +29,36 @@ def test_encoding(measure: Measure, scale: Scale, matmul_rates: tuple[float, flo
     case.verify()
     percentiles = timed(case.run, measure, scale)
     limit = max(case.flop() / matmul_rates[0], case.weight_bytes() / read_bandwidth)
-    measure.record("one mention, encoding", items=1, unit="mentions", limit=limit, peak=case.peak(), **percentiles)
+    measure.record(
+        "one mention, encoding",
+        items=1,
+        unit="mentions",
+        limit=limit,
+        peak=case.peak(),
+        flop=case.flop(),
+        moved=case.weight_bytes(),
+        **percentiles,
+    )
 
 
 @pytest.mark.parametrize("candidates", [None, TWO_STAGES])
+@pytest.mark.parametrize("kb", ["wikimel", "large"])
 def test_scoring(
+    kb: str,
     candidates: int | None,
     measure: Measure,
     scale: Scale,
+    request: pytest.FixtureRequest,
     index: Callable[[str, int], str],
+    expected: Callable[[str, int], str],
     matmul_rates: tuple[float, float],
     read_bandwidth: float,
 ) -> None:
     """The limit is reading what a call needs, or the exact scan's arithmetic."""
-    options = {"index": index("m3el", scale.entities), "entities": scale.entities, "candidates": candidates}
+    entities = scale.entities if kb == "wikimel" else request.getfixturevalue("large_entities")
+    suffix = "" if kb == "wikimel" else f", {entities:,} entities"
+    files = {"index": index("m3el", entities), "expected": expected("m3el", entities)}
+    options = {"entities": entities, "candidates": candidates, **files}
     cold = []
     for _ in range(scale.rounds // 2):
         with Worker("bench.cases.latency:Linking", options) as worker:
@@ -52,16 +71,22 @@ def test_scoring(
     limit, level = read / read_bandwidth, isa_levels()[-1]
     if candidates is None and level not in ("scalar", "reference"):
         wide = level.startswith(("avx512", "amx"))
-        limit = max(limit, scale.entities * seconds_per_pair(pair_work("m3el", images), level, *matmul_rates, wide))
+        limit = max(limit, entities * seconds_per_pair(pair_work("m3el", images), level, *matmul_rates, wide))
+    flop = entities * pair_work("m3el", images).flop
+    if candidates is not None:  # the coarse score of all entities, and all of it for the candidates
+        flop = 2.0 * COARSE * entities + candidates * pair_work("m3el", 1.0).flop
     cold_facts: dict[str, Any] = {"cold ms": statistics.median(cold) * 1e3, "cold processes": len(cold)}
     measure.record(
-        EXACT if candidates is None else f"one mention, two stages, {candidates} candidates",
+        (EXACT if candidates is None else f"one mention, two stages, {candidates} candidates") + suffix,
         items=1,
         unit="mentions",
-        peers=() if candidates is None else (EXACT,),
+        peers=() if candidates is None else (EXACT + suffix,),
         limit=limit,
         peak=peak,
-        entities=scale.entities,
+        flop=flop,
+        moved=read,
+        entities=entities,
+        ours=True,
         **cold_facts,
         **percentiles,
     )

@@ -19,6 +19,8 @@ import torch
 from bench.cases.interface import CROSS_ENCODER
 from bench.cases.libraries import FAISS, FAISS_HEAPS, MAXSIM, Libraries
 from bench.cases.ops import COARSE
+from bench.features import DV, LT
+from bench.limits import g2l_bytes, g2l_work
 from bench.measure import Measure
 from bench.scales import Scale
 from bench.worker import Worker
@@ -34,7 +36,7 @@ CASES = [(name, form) for name, one in Libraries.COMPUTATIONS.items() for form i
 
 @pytest.fixture(scope="module")
 def worker(scale: Scale) -> Iterator[Worker]:
-    few = max(1, scale.peer_entities // 5)
+    few = max(1, scale.peer_entities // 2)
     all_kb = {"mentions": scale.peer_mentions, "entities": scale.entities}
     candidates = {"entities": scale.candidates, "candidates": max(10, scale.candidates // 10)}
     sizes = {
@@ -68,11 +70,21 @@ def test_library(
         ),
         "top 10 of scores": 4 / read_bandwidth,
     }
+    counted = {  # FLOP and bytes per item; MaxSim has the products alone, and a maximum is no FLOP
+        "coarse stage, top 100": (2.0 * COARSE, 4.0 * COARSE / scale.peer_mentions),
+        "late interaction, 40 x 40 tokens": (
+            g2l_work(LT, LT, DV).tile if form == MAXSIM else g2l_work(LT, LT, DV).flop,
+            g2l_bytes(LT, DV, scale.peer_mentions, max(1, scale.peer_entities // 2)),
+        ),
+    }
+    flop, moved = counted.get(name, (None, None))
     measure.record(
         f"{name}, {form}",
         unit=Libraries.COMPUTATIONS[name].unit,
         peers=() if form in MODULES else tuple(f"{name}, {peer}" for peer in MODULES),
         limit=None if form in MODULES else limits.get(name),
         peak=worker.call("peak"),
+        flop=flop,
+        moved=moved,
         **verified,
     )

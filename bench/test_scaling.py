@@ -30,10 +30,16 @@ class Ranking(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def ranking(request: pytest.FixtureRequest, scale: Scale, index: Callable[[str, int], str]) -> Iterator[Ranking]:
+def ranking(
+    request: pytest.FixtureRequest,
+    scale: Scale,
+    index: Callable[[str, int], str],
+    expected: Callable[[str, int], str],
+) -> Iterator[Ranking]:
     whole = request.getfixturevalue("large_entities") if scale.large else scale.entities
     entities = geometric(scale.smallest_kb, whole, 5)
-    with Worker("bench.cases.scaling:Scan", {"index": index("m3el", whole), "mentions": MENTIONS}) as worker:
+    files = {"index": index("m3el", whole), "expected": expected("m3el", whole)}
+    with Worker("bench.cases.scaling:Scan", {"mentions": MENTIONS, **files}) as worker:
         for size in (entities[0], whole):
             worker.call("verify", size)
         yield Ranking(worker, entities)
@@ -72,7 +78,7 @@ def curve(worker: Worker, settings: Mapping[int, Sequence[int]], measure: Measur
         seconds: list[float] = []
         run = partial(_run, worker, options, seconds)
         if x == max(settings):
-            measure.time(run, rounds)
+            measure.time(run, rounds, warm=False)
         else:
             for _ in range(rounds):
                 run()

@@ -13,6 +13,7 @@ COMMANDS = {
     "link": "link mentions of a JSON-lines file to entities",
     "info": "what the native part is and can do on this machine",
     "index": "make an index of a knowledge base, change it, look at it",
+    "hub": "put a checkpoint, and its index, on the Hugging Face Hub",
     "data": "check a data set, or write the sample set",
 }
 

@@ -20,8 +20,10 @@ from m3el_fast.devices import add_device_option, named_device
 from m3el_fast.errors import InputError, run_command
 from m3el_fast.evaluate import checkpoint_data
 from m3el_fast.files import replace_file, require_file_target
+from m3el_fast.hub_index import has_index
+from m3el_fast.hub_transfer import INDEX_FOLDER
 from m3el_fast.index import EntityIndex
-from m3el_fast.models import MELModel, load_model
+from m3el_fast.models import MELModel, fetch_checkpoint, load_model
 from m3el_fast.scorer import Scorer, TopK
 from m3el_fast.scoring.candidates import candidate_number
 
@@ -88,13 +90,16 @@ class Linker:
         *,
         index: str | Path | None = None,
         device: str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
         **options: Any,
     ) -> Linker:
-        """Load a checkpoint (folder or Hub name) and a KB folder in the MIMIC layout (default: the training KB), or
-        in its place the folder of an index.
+        """Load a checkpoint (folder or Hub name) and a KB folder in the MIMIC layout, or in its place the folder of an
+        index. Without either: the index that comes with the checkpoint, else the training KB.
 
         Args:
             device: ``cpu``, ``cuda`` or ``cuda:N``; None = a GPU where there is one.
+            revision: branch, tag or commit on the Hub (None = main); token: None = that of ``hf auth login``.
             options: of :class:`Linker`.
 
         Raises:
@@ -104,7 +109,11 @@ class Linker:
         if kb is not None and index is not None:
             raise InputError("linker", "either a KB or an index", "both")
         place = named_device(device)
-        model = load_model(checkpoint).to(place)
+        own = kb is None and index is None
+        found = fetch_checkpoint(checkpoint, with_index=own, revision=revision, token=token)
+        model = load_model(found).to(place)
+        if own and has_index(found):
+            index = found / INDEX_FOLDER
         if index is not None:
             return cls(model, index=EntityIndex.open(Path(index), model), **options)
         folder = checkpoint_data(model.config.data, None if kb is None else str(kb), "kb")
@@ -265,7 +274,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("checkpoint", help="checkpoint folder or Hub name")
     entities = parser.add_mutually_exclusive_group()
     entities.add_argument("--kb", metavar="DIR", help="KB in the MIMIC layout (default: that of the training)")
-    entities.add_argument("--index", metavar="DIR", help="index to link to; no KB is read")
+    entities.add_argument("--index", metavar="DIR", help="index to link to (default: the checkpoint's, if it has one)")
     form = 'JSON Lines: {"mention", "sentence", "image"?, "candidates"?}; candidates are ids to choose from'
     parser.add_argument("--input", metavar="FILE", required=True, help=form)
     parser.add_argument("--output", metavar="FILE", required=True, help="JSON Lines: each mention with its links")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import tempfile
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from huggingface_hub import ModelHubMixin, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import ModelCard, ModelHubMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -16,12 +16,19 @@ from typing_extensions import Self
 
 from m3el_fast.config import M3ELConfig, MIMICConfig, RunConfig, read_yaml
 from m3el_fast.encoder import Encoder
+from m3el_fast.encoder.encoder import ARCHITECTURE_FILE
 from m3el_fast.errors import InputError
 from m3el_fast.features import Features, Inputs, Scores, TowerOutputs
 from m3el_fast.files import replace_folder
 from m3el_fast.gather import gather_rows, world
+from m3el_fast.hub_card import edited, make_card, published, published_towers
+from m3el_fast.hub_results import Results
+from m3el_fast.hub_transfer import CARD_FILE, INDEX_FOLDER, Repository, download, require_repository_name
 from m3el_fast.losses import ContrastiveLoss, matching_losses
 from m3el_fast.matching import Side, build_matcher
+
+if TYPE_CHECKING:
+    from m3el_fast.index import EntityIndex
 
 CONFIG_FILE = "config.yaml"
 WEIGHTS_FILE = "model.safetensors"
@@ -33,6 +40,11 @@ class MELModel(nn.Module, ModelHubMixin, library_name="m3el_fast", tags=["entity
     Args:
         config: the run's whole configuration, kept with the checkpoint.
         encoder: the two towers.
+
+    Attributes:
+        results: what was measured of these weights, kept with the checkpoint; None = nothing. Set it to None, or to
+            what is true then, after training on.
+        card: the text of a model card that its user wrote or changed, which is kept; None = one is generated.
 
     Raises:
         InputError: ``config.model`` is not of this class.
@@ -47,6 +59,8 @@ class MELModel(nn.Module, ModelHubMixin, library_name="m3el_fast", tags=["entity
         self.config = config
         self.encoder = encoder
         self.matcher = build_matcher(config.model, encoder.dims)
+        self.results: Results | None = None
+        self.card: bytes | None = None
         self.contrastive: ContrastiveLoss | None = None
         if isinstance(config.model, M3ELConfig) and config.model.contrastive != "none":
             self.contrastive = ContrastiveLoss(config.model, encoder.dims)
@@ -97,34 +111,138 @@ class MELModel(nn.Module, ModelHubMixin, library_name="m3el_fast", tags=["entity
 
     # -- checkpoint ------------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
-        """Write the checkpoint folder: config.yaml, model.safetensors, tokenizer and image-processor files.
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        index: EntityIndex | str | Path | None = None,
+        model_card_kwargs: Mapping[str, Any] | None = None,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Write the checkpoint folder: configuration, weights, tokenizer and image-processor files, metrics and a card.
 
-        The folder appears whole or not at all; a checkpoint that is there is replaced. ``push_to_hub`` and ``repo_id``
-        are those of huggingface_hub's mixin.
+        The folder appears whole or not at all; a checkpoint that is there is replaced, all but a ``README.md`` that
+        was edited, which stays as it is, and an index of these very weights.
+
+        Args:
+            index: of a KB, encoded with this model: goes into the folder ``index/``, as hard links where that can be.
+            model_card_kwargs: metadata of the generated card, as ``ModelCardData`` takes them: ``license``,
+                ``language``, ``datasets``, ...
+            push_to_hub: then :meth:`push_to_hub` to ``repo_id`` (default: the folder's name), whose arguments follow.
 
         Raises:
-            InputError: there is a file, or a folder of other files, which would be lost.
+            InputError: there is a file, or a folder of other files, which would be lost; the index is another model's.
         """
+        from m3el_fast.hub_index import given_index, kept_index, link_or_copy
+
         target = Path(save_directory)
         if target.exists() and not (target / CONFIG_FILE).exists() and not _is_empty_folder(target):
             got = "a folder of other files" if target.is_dir() else "a file"
             raise InputError(target, "a new folder or a checkpoint to replace", got)
+        carried = kept_index(self, target) if index is None else given_index(self, index)
+        card = edited(_read(target / CARD_FILE)) or self.card
         with replace_folder(target) as folder:
-            self._save_pretrained(folder)
-        if kwargs.pop("push_to_hub", False):
-            return str(self.push_to_hub(kwargs.pop("repo_id", target.name), **kwargs))
+            self._write(folder, self.config, target.name, carried, link_or_copy, card, model_card_kwargs)
+        if push_to_hub:
+            options = {"index": carried, "model_card_kwargs": model_card_kwargs, **push_to_hub_kwargs}
+            return self.push_to_hub(repo_id or target.name, **options)
         return None
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        (save_directory / CONFIG_FILE).write_text(self.config.dump(), encoding="utf-8")
+    def push_to_hub(  # type: ignore[override]  # the mixin's patterns would part an index from its weights
+        self,
+        repo_id: str,
+        *,
+        index: EntityIndex | str | Path | None = None,
+        model_card_kwargs: Mapping[str, Any] | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        commit_message: str = "A checkpoint of m3el_fast",
+    ) -> str:
+        """Make this model the checkpoint in a repository of the Hugging Face Hub; it is created where there is none.
+
+        The names of this machine's folders stay here (:func:`published`). A card that was edited, here or else on the
+        Hub, is kept. The repository's index is ``index`` afterwards, or none; other files in it stay.
+
+        Args:
+            index, model_card_kwargs: as in :meth:`save_pretrained`.
+            private: of a new repository; token: None = that of ``hf auth login``; branch: None = main.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            InputError: the index is another model's (nothing is sent), or the Hub refuses, in its words.
+        """
+        from m3el_fast.hub_index import given_index
+
+        require_repository_name(repo_id)
+        carried = None if index is None else given_index(self, index)
+        repository = Repository(repo_id, private, token, branch)
+        card = self.card or edited(repository.card())
+        with tempfile.TemporaryDirectory() as place:
+            self.stage(Path(place), repository.name, carried, card, model_card_kwargs)
+            return repository.upload(Path(place), commit_message)
+
+    def stage(
+        self,
+        folder: Path,
+        repo_id: str,
+        index: EntityIndex | None = None,
+        card: bytes | None = None,
+        model_card_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write what :meth:`push_to_hub` sends into an empty folder; an index's files as symbolic links."""
+        self._write(folder, published(self.config), repo_id, index, _symlink, card, model_card_kwargs)
+        towers = folder / ARCHITECTURE_FILE
+        towers.write_text(published_towers(towers.read_text(encoding="utf-8")), encoding="utf-8")
+
+    def generate_model_card(
+        self, name: str = "CHECKPOINT", *, entities: int | None = None, **metadata: Any
+    ) -> ModelCard:
+        """The card of this model.
+
+        Args:
+            name: of the folder or repository, for the lines that show how to use it.
+            entities: in the index that comes with it, None = there is none.
+            metadata: as ``model_card_kwargs``.
+        """
+        data, results = self._hub_mixin_info.model_card_data, self.results
+        config = published(self.config)
+        return make_card(config, data, name=name, results=results, entities=entities, metadata=metadata)
+
+    def _write(
+        self,
+        folder: Path,
+        config: RunConfig,
+        name: str,
+        index: EntityIndex | None,
+        place: Callable[[Path, Path], object],
+        card: bytes | None,
+        metadata: Mapping[str, Any] | None,
+    ) -> None:
+        from m3el_fast.hub_index import put_index
+
+        (folder / CONFIG_FILE).write_text(config.dump(), encoding="utf-8")
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(state, save_directory / WEIGHTS_FILE, metadata={"format": "pt"})
-        self.encoder.save_architecture(save_directory)
+        save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        self.encoder.save_architecture(folder)
+        if self.results is not None:
+            self.results.write(folder)
+        if index is not None:
+            put_index(index, folder / INDEX_FOLDER, place)
+        if card is None:
+            entities = None if index is None else len(index)
+            card = str(self.generate_model_card(name, entities=entities, **metadata or {})).encode()
+        (folder / CARD_FILE).write_bytes(card)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
         """Load a checkpoint folder, or one from the Hugging Face Hub by name (``revision``, ``cache_dir``, ``token``).
+
+        An index that comes with it is left where it is: :meth:`Linker.from_pretrained` fetches and opens it.
 
         Raises:
             InputError: there is no such checkpoint, it is of another model, or a weight is missing, unknown or of
@@ -137,6 +255,7 @@ class MELModel(nn.Module, ModelHubMixin, library_name="m3el_fast", tags=["entity
             raise InputError(f"{folder / CONFIG_FILE}, key model.type", expected, config.model.type)
         model = cls(config, Encoder.from_architecture(config.encoder, folder))
         load_weights(model, folder / WEIGHTS_FILE)
+        model.results, model.card = Results.read(folder), edited(_read(folder / CARD_FILE))
         return model.eval()
 
 
@@ -157,26 +276,26 @@ def build_model(config: RunConfig, encoder: Encoder) -> MELModel:
     return (M3EL if isinstance(config.model, M3ELConfig) else MIMIC)(config, encoder)
 
 
-def load_model(name: str | Path) -> MELModel:
-    """Load a checkpoint of either model (folder or Hub name), in evaluation mode. Raises as ``from_pretrained``."""
-    folder = fetch_checkpoint(name)
+def load_model(name: str | Path, **kwargs: Any) -> MELModel:
+    """Load a checkpoint of either model, in evaluation mode. Arguments and errors as of ``from_pretrained``."""
+    folder = fetch_checkpoint(name, **kwargs)
     config = RunConfig.parse(read_yaml(folder / CONFIG_FILE), folder / CONFIG_FILE)
     return (M3EL if isinstance(config.model, M3ELConfig) else MIMIC).from_pretrained(folder)
 
 
-def fetch_checkpoint(name: str | Path, **kwargs: Any) -> Path:
-    """The checkpoint's folder: ``name`` itself, or the Hub's files of that name in the local cache."""
+def fetch_checkpoint(name: str | Path, *, with_index: bool = False, **kwargs: Any) -> Path:
+    """The checkpoint's folder: ``name`` itself, or the Hub's files of that name in the local cache.
+
+    Args:
+        with_index: fetch the index that comes with it, too.
+        kwargs: as of ``from_pretrained``.
+    """
     folder = Path(name)
     if not folder.is_dir():
         if folder.exists() or str(name).count("/") != 1:
             got = "a file" if folder.exists() else "no such folder"
             raise InputError(name, "a checkpoint folder or a Hub name like owner/model", got)
-        try:
-            folder = Path(snapshot_download(str(name), **kwargs))
-        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            got = f"no such folder, and the Hub says: {reason}"
-            raise InputError(name, "a checkpoint folder or a Hub name", got) from None
+        folder = download(str(name), with_index, **kwargs)
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / file).is_file():
             raise InputError(folder, f"a checkpoint folder with {CONFIG_FILE} and {WEIGHTS_FILE}", f"no {file} in it")
@@ -212,6 +331,14 @@ def refuse_names(missing: Collection[str], unknown: Collection[str], where: str 
         if names:
             listed = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
             raise InputError(where, "the weights of this model", f"{len(names)} {problem}: {listed}")
+
+
+def _read(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _symlink(source: Path, target: Path) -> None:
+    target.symlink_to(source)
 
 
 def _is_empty_folder(path: Path) -> bool:

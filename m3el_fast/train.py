@@ -31,7 +31,7 @@ from m3el_fast.frozen import freeze
 from m3el_fast.metrics import Metrics, table
 from m3el_fast.models import MELModel, build_model, load_model
 from m3el_fast.ops.build import native_report
-from m3el_fast.trainer import CHECKPOINT, Interrupted, Trainer, distributed_ranks, make_accelerator
+from m3el_fast.trainer import CHECKPOINT, Interrupted, Trainer, distributed_ranks, make_accelerator, no_results
 
 RESULTS_FILE = "results.json"
 EXAMPLES_FILE = "examples.jsonl"
@@ -146,7 +146,10 @@ def _describe(config: RunConfig, model: MELModel, data: Dataset) -> str:
 
 
 def _test(config: RunConfig, data: Dataset, output: Path, accelerator: Accelerator) -> None:
-    """Rank the test split with the best checkpoint and, for a model from scratch, with its initial weights."""
+    """Rank the test split with the best checkpoint and, for a model from scratch, with its initial weights.
+
+    The checkpoint keeps the full model's metrics.
+    """
     best = load_model(output / CHECKPOINT).to(accelerator.device)
     rows = {ROW_NAMES[name]: Metrics.of(ranks) for name, ranks in _ranks(best, data, accelerator).items()}
     if config.encoder.scratch is not None:
@@ -154,6 +157,8 @@ def _test(config: RunConfig, data: Dataset, output: Path, accelerator: Accelerat
         fresh = make_model(config).to(accelerator.device)
         rows[UNTRAINED] = Metrics.of(_ranks(fresh, data, accelerator)["union"])
     if accelerator.is_main_process:
+        best.results = (best.results or no_results(config, data)).plus("test", rows[ROW_NAMES["union"]])
+        best.save_pretrained(output / CHECKPOINT)
         _write_examples(data, output)
         with replace_file(output / RESULTS_FILE) as temporary:
             record = {name: metrics.record() for name, metrics in rows.items()}

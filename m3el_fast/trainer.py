@@ -24,6 +24,7 @@ from m3el_fast.encode import Source
 from m3el_fast.errors import InputError
 from m3el_fast.evaluate import rank_split
 from m3el_fast.files import replace_file
+from m3el_fast.hub_results import Results, data_name
 from m3el_fast.index import EntityIndex
 from m3el_fast.metrics import Metrics
 from m3el_fast.models import MELModel
@@ -208,6 +209,7 @@ class Trainer:
             note = "best so far" if improved else f"no better, {state.bad} of {self.train.patience}"
             bar.write(f"epoch {state.epoch + 1}: dev Hits@1 {metrics.hits[1]:.4f}, MRR {metrics.mrr:.4f} ({note})")
             if improved:
+                self.model.results = no_results(self.config, self.data).plus("dev", metrics)
                 self.model.save_pretrained(self.output / CHECKPOINT)
         self.accelerator.wait_for_everyone()
 
@@ -239,6 +241,12 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"].cpu())
         self.progress = Progress(**state["progress"])
+
+
+def no_results(config: RunConfig, data: Dataset) -> Results:
+    """Results on a data set, before anything is measured."""
+    assert config.data.dir is not None
+    return Results(data=data_name(Path(config.data.dir)), entities=len(data.kb.entities), splits={})
 
 
 def distributed_ranks(accelerator: Accelerator, model: MELModel, entities: Source, split: Split) -> dict[str, Tensor]:

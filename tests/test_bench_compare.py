@@ -104,9 +104,12 @@ def test_regressions_end_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_different_machines_are_said_and_nothing_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old = session(tmp_path, "old.json", {"slow": 1.0})
-    compare.main([str(old), str(session(tmp_path, "new.json", {"slow": 9.0}, cpu="B", threads=1, torch="2.14"))])
+    compare.main(
+        [str(old), str(session(tmp_path, "new.json", {"slow": 9.0}, cpu="B", threads=1, gpu="G", torch="2.14"))]
+    )
     text = capsys.readouterr().out
     assert "DIFFERENT MACHINES" in text and "cpu: A -> B" in text and "threads: 2 -> 1" in text
+    assert "    gpu: None -> G" in text
     assert "other torch: 2.13 -> 2.14" in text
     assert "time x 9.000" in text and "SLOWER" not in text and "0 regressions" in text
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bench import report, report_readme
-from bench.report_data import GPU_PARTS, Record, Run, load
+from bench.report_data import GPU_GROUPS, GPU_PARTS, Record, Run, load
 from bench.report_figures import compared, fitted
 from bench.report_page import Page
 from bench.report_plots import Bar, Series, bars, lines
@@ -20,6 +20,7 @@ from bench.report_text import bytes_text, rate_text, seconds_text, significant
 from m3el_fast.errors import InputError
 
 MACHINE = {"cpu": "Planted & Sons", "cores": 2, "isa": ["avx2"], "memory_gb": 25, "threads": 2, "torch": "2.13.0"}
+BENCH = Path(__file__).resolve().parents[1] / "bench"
 EVIL = "<script>alert('x')</script>"
 
 
@@ -80,25 +81,21 @@ QUALITY = {
     "split": "test",
     "sample": {"full model": {"hits": {"1": 0.9716, "3": 0.998}, "mrr": 0.984}},
 }
-GPU_ROW = {
-    "part": "scan",
-    "name": "ranks",
-    "error": 1e-6,
-    "own": {"seconds": 0.5, "spread": 0.01, "peak": 1_000_000, "note": ""},
-    "items": 1000,
-    "unit": "pairs",
-    "peers": {
-        "eager": {"seconds": 2.0, "spread": 0.01, "peak": 30_000_000, "note": ""},
-        "torch.compile": {"seconds": None, "spread": None, "peak": None, "note": "out of memory"},
+GPU = session(
+    {**entry("ranks: eager", 500.0, **{"peak MB": 30.0}), "fullname": "bench/test_gpu_scan.py::test_scan[ranks-eager]"},
+    {
+        **entry(
+            "ranks",
+            2000.0,
+            **{"x ranks: eager": 4.0, "memory x eager": 30.0, "share of limit": 0.5, "peak MB": 1.0},
+            **{"torch.compile": "not measured: out of memory"},
+            bars={"pairs/s": "1,000: met", "ranks: eager": "5: missed", "memory x eager": "20: met"},
+        ),
+        "fullname": "bench/test_gpu_scan.py::test_scan[ranks-ours]",
     },
-    "peer_items": 1000,
-    "limit": 0.25,
-    "goals": {"seconds": 1.0, "x eager": 5.0, "memory x eager": 20.0},
-    "facts": {},
-    "ratios": {"x eager": 4.0, "memory x eager": 30.0},
-    "outcomes": {"seconds": "met", "x eager": "missed", "memory x eager": "met"},
-}
-GPU = {"machine": {"gpu": "H100", "torch": "2.11"}, "scale": "paper", "rows": [GPU_ROW], "failed": []}
+    m3el_fast={**MACHINE, "gpu": "H100"},
+    scale="paper",
+)
 
 
 def written(folder: Path, data: object, name: str = "planted-2026-11-21.json") -> Path:
@@ -163,23 +160,20 @@ def test_command_of_a_record_and_of_a_scale(tmp_path: Path) -> None:
     assert run.command(["bench/test_planted.py"]) == "pytest bench/test_planted.py --benchmark --scale million"
 
 
-def test_gpu_table_is_read(tmp_path: Path) -> None:
-    run = load(written(tmp_path, GPU, "gpu-2026-11-22-h100.json"))
-    assert isinstance(run, Run)
-    eager, compiled, own = run.records
-    assert run.gpu and run.date == "2026-11-22"
-    assert (eager.rate, own.rate, compiled.rate) == (500.0, 2000.0, None)
-    assert own.share == 0.5 and own.ratios == {"ranks: eager": 4.0}
-    assert own.bars == {"seconds": "1: met", "x eager": "5: missed", "memory x eager": "20: met"}
-    assert compiled.facts["note"] == "out of memory" and compiled.is_peer
-    assert own.command == "bench/gpu_check.sh table scan"
+def test_gpu_benchmarks_are_read(tmp_path: Path) -> None:
+    run = load(written(tmp_path, GPU))
+    assert isinstance(run, Run) and run.gpu
+    eager, own = run.records
+    assert eager.is_peer and own.ratios == {"ranks: eager": 4.0}
+    assert own.bars == {"pairs/s": "1,000: met", "eager": "5: missed", "memory x eager": "20: met"}
+    assert own.facts == {"memory x eager": 30.0, "torch.compile": "not measured: out of memory"}
+    assert run.command([own.group]) == "pytest bench/test_gpu_scan.py --benchmark --scale paper"
+    other = load(written(tmp_path, RANKING))
+    assert isinstance(other, Run) and not other.gpu
 
 
-def test_parts_of_the_gpu_table() -> None:
-    from bench.gpu_parts import PARTS
-    from bench.gpu_selection import PARTS as EXTENSION
-
-    assert (*PARTS, *EXTENSION) == GPU_PARTS
+def test_parts_of_the_gpu_benchmarks() -> None:
+    assert sorted(GPU_GROUPS.values()) == sorted(f"bench/{path.name}" for path in BENCH.glob("test_gpu_*.py"))
 
 
 def broken(*path: Any, value: Any = None) -> dict[str, Any]:
@@ -209,7 +203,6 @@ def broken(*path: Any, value: Any = None) -> dict[str, Any]:
         (session(entry("a", 1.0, scaling={"axis": "E", "points": [[1, 2]]})), "not enough values"),
         (session(entry("a", 1.0, scaling={"axis": "E", "points": [[0, 2, 3]]})), "sizes above 0"),
         ({**RECALL, "curve": []}, "candidates and seconds"),
-        ({**GPU, "rows": [{"part": "scan"}]}, "no 'peers'"),
         ({**QUALITY, "sample": {"full model": {"hits": {}, "mrr": 1.0}}}, "no '1'"),
     ],
 )
@@ -250,7 +243,7 @@ def test_page_has_every_section_and_needs_nothing_else(tmp_path: Path) -> None:
             "2026-11-21 12:30",
             "2026-11-21",
             "pytest bench/test_planted.py --benchmark",
-            "bench/gpu_check.sh table scan",
+            "pytest bench/test_gpu_scan.py --benchmark --scale paper",
         ),
         *("python -m bench.recall CHECKPOINT --data DIR", "Machine A", "Machine B", "Machine C"),
     ):
@@ -307,6 +300,12 @@ def test_what_has_a_peer_itself_is_no_peer(tmp_path: Path) -> None:
     run = load(written(tmp_path, data))
     assert isinstance(run, Run)
     assert [record.is_peer for record in run.records] == [True, False, False]
+
+
+def test_what_is_ours_is_no_peer(tmp_path: Path) -> None:
+    run = load(written(tmp_path, session(entry("p", 1.0, ours=True), entry("a", 2.0, **{"x p": 2.0}))))
+    assert isinstance(run, Run)
+    assert [record.is_peer for record in run.records] == [False, False] and not run.records[0].facts
 
 
 def test_fit_goes_through_a_power_law() -> None:
@@ -367,9 +366,10 @@ def test_table_of_the_readme(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     ]
     for order in (files, files[::-1]):  # the newest counts
         report.main(["--readme", *map(str, order)])
-        assert capsys.readouterr().out == README
+        assert capsys.readouterr().out.startswith(f"{README}\n| measured | |\n")
     report.main(["--readme", *map(str, files), str(written(tmp_path, GPU, "gpu.json"))])
-    assert capsys.readouterr().out == README.replace("| GPU | not measured | |", "| GPU: ranks | 2,000 | |")
+    with_gpu = README.replace("| GPU | not measured | |", "| GPU: ranks | 2,000 | |")
+    assert capsys.readouterr().out.startswith(f"{with_gpu}\n")
 
 
 def test_readme_needs_a_ranking(tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from huggingface_hub import HfApi, constants
+from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
 import encoder_folders as made
-from m3el_fast import models
+from m3el_fast import hub_transfer, models
 from m3el_fast.config import RunConfig
 from m3el_fast.encoder import Encoder
 from m3el_fast.errors import InputError
@@ -76,7 +76,7 @@ def test_what_the_folder_holds(tmp_path: Path) -> None:
     model = small()
     model.save_pretrained(tmp_path / "a")
     files = {"config.yaml", "model.safetensors", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"}
-    assert {path.name for path in (tmp_path / "a").iterdir()} == files | {"towers.json"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == files | {"README.md", "towers.json"}
     assert RunConfig.load(tmp_path / "a" / "config.yaml") == model.config
     assert load_file(tmp_path / "a" / "model.safetensors").keys() == model.state_dict().keys()
     words = AutoTokenizer.from_pretrained(str(tmp_path / "a"))
@@ -176,24 +176,11 @@ def test_a_hub_name_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         asked.append((name, kwargs))
         return str(tmp_path / "cached")
 
-    monkeypatch.setattr(models, "snapshot_download", download)
+    monkeypatch.setattr(hub_transfer, "snapshot_download", download)
     assert_same(model, M3EL.from_pretrained("someone/model", revision="v2"))
     assert_same(model, load_model("someone/model"))
-    assert asked == [("someone/model", {"revision": "v2"}), ("someone/model", {})]
-
-
-def test_a_push_sends_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    sent: dict[str, set[str]] = {}
-
-    def upload(self: HfApi, *, repo_id: str, folder_path: str | Path, **kwargs: object) -> str:
-        sent[repo_id] = {path.name for path in Path(folder_path).iterdir()}
-        return "https://hub/commit"
-
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **kwargs: type("Repo", (), {"repo_id": repo_id}))
-    monkeypatch.setattr(HfApi, "upload_folder", upload)
-    answer = small().save_pretrained(tmp_path / "a", push_to_hub=True, repo_id="someone/model")
-    assert answer == "https://hub/commit"
-    assert sent["someone/model"] >= {path.name for path in (tmp_path / "a").iterdir()}
+    no_index = {"ignore_patterns": ["index/*"]}
+    assert asked == [("someone/model", {"revision": "v2"} | no_index), ("someone/model", no_index)]
 
 
 OFFLINE = [
@@ -205,10 +192,10 @@ OFFLINE = [
 
 @pytest.mark.parametrize("error", OFFLINE, ids=lambda error: type(error).__name__)
 def test_a_hub_name_while_offline(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(name: str) -> str:
+    def download(name: str, **kwargs: object) -> str:
         raise error
 
-    monkeypatch.setattr(models, "snapshot_download", download)
+    monkeypatch.setattr(hub_transfer, "snapshot_download", download)
     said = next(iter(str(error).splitlines()), type(error).__name__)
     for load in (load_model, M3EL.from_pretrained):
         with pytest.raises(InputError) as refusal:
@@ -226,7 +213,7 @@ def test_huggingface_hubs_own_offline_mode(monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.mark.parametrize("name", ["nothing", "./a/b/c", "/nothing/at/all"])
 def test_a_name_that_can_be_neither_folder_nor_hub_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "snapshot_download", fails)
+    monkeypatch.setattr(hub_transfer, "snapshot_download", fails)
     with pytest.raises(InputError) as refusal:
         load_model(name)
     expected = "a checkpoint folder or a Hub name like owner/model"

@@ -8,7 +8,7 @@ import time
 import torch
 
 from bench import oracle
-from bench.features import SyntheticMentions, synthetic_model
+from bench.features import CHECKED, SyntheticMentions, synthetic_model
 from bench.memory import peak_memory
 from bench.test_encode_kb import TINY, VIT_B_32, RandomKB
 from m3el_fast.config import EncoderConfig, M3ELConfig, RunConfig, ScratchCLIP
@@ -20,7 +20,6 @@ from m3el_fast.scorer import Scorer
 
 _K = 10
 _MENTIONS = 16  # calls take them in turn
-_CHECKED = 2  # mentions whose answers are compared with the reference's
 _COARSE = ("text.global", "cross.t2v", "cross.v2t")
 
 
@@ -30,14 +29,15 @@ class Linking:
     Args:
         index: its folder; entities: how many it holds.
         candidates: of the first of two stages; None = the exact scan.
+        expected: file of the reference's scores [CHECKED, E].
     """
 
-    def __init__(self, index: str, entities: int, candidates: int | None) -> None:
+    def __init__(self, index: str, entities: int, candidates: int | None, expected: str) -> None:
         torch.set_grad_enabled(False)
         self.candidates, self.model = candidates, synthetic_model("m3el")
         sides = self.model.mention_side(SyntheticMentions(entities).inputs(torch.arange(_MENTIONS)))
         self.mentions = [sides.take(slice(i, i + 1)) for i in range(_MENTIONS)]
-        self.next = 0
+        self.next, self.expected = 0, torch.load(expected)
         start = time.perf_counter()
         self.index = EntityIndex.open(index, self.model)
         self.scorer = Scorer(self.model, self.index)
@@ -51,8 +51,7 @@ class Linking:
 
     def verify(self) -> None:
         """Scores, and for the exact scan the choice, are the reference's."""
-        for side in self.mentions[:_CHECKED]:
-            scores = oracle.all_scores(self.model.matcher, side, self.index)
+        for side, scores in zip(self.mentions[:CHECKED], self.expected.split(1), strict=True):
             best = self.scorer.topk(side, _K, self.candidates)
             torch.testing.assert_close(best.scores["union"], scores.gather(1, best.rows), rtol=0, atol=oracle.LEVEL)
             if self.candidates is None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench import oracle
-from bench.features import SyntheticMentions, synthetic_model
+from bench.features import CHECKED, SyntheticMentions, synthetic_model
 from bench.machine import median_seconds
 from bench.memory import peak_memory
 from bench.peers import eager_rerank
@@ -23,11 +23,14 @@ _SIXTH = 1 / 6  # M3EL's union is a mean of three, text and image are means of t
 
 
 class Rerank:
-    """``candidates`` random entities, the gold among them, for each of ``mentions`` mentions of an M3EL index."""
+    """``candidates`` random entities, the gold among them, for each of ``mentions`` mentions of an M3EL index;
+    ``expected``: file of the reference's scores [CHECKED, E]."""
 
-    def __init__(self, index: str, mentions: int, candidates: int, precision: ops.Precision = "fp32") -> None:
+    def __init__(
+        self, index: str, mentions: int, candidates: int, expected: str, precision: ops.Precision = "fp32"
+    ) -> None:
         torch.set_grad_enabled(False)
-        self.precision = precision
+        self.precision, self.expected = precision, torch.load(expected)
         self.model = synthetic_model("m3el")
         self.index = EntityIndex.open(index, self.model)
         source, rows = SyntheticMentions(len(self.index)), torch.arange(mentions)
@@ -39,8 +42,7 @@ class Rerank:
         self.mention_coarse, self.entity_coarse, self.parts = self._operands()
 
     def verify(self) -> None:
-        few = slice(0, 2)
-        scores = oracle.all_scores(self.model.matcher, self.mentions.take(few), self.index)
+        few, scores = slice(0, CHECKED), self.expected
         values, rows = self._best(self.mention_coarse[few], self._mentions(few), self.candidates[few])
         own = scores.gather(1, self.candidates[few]).topk(_K, dim=1).values
         tolerance = _TOLERANCE[self.precision]
@@ -109,13 +111,15 @@ class EagerRerank(Rerank):
         self.stored, self.chunk = self.parts, 7  # a size that divides nothing, for the check
 
     def sweep(self) -> list[Any]:
-        """The best dtype and chunk size."""
+        """The best dtype and chunk size, on a quarter of the mentions, which are worked on one by one."""
+        few = slice(0, max(1, len(self.candidates) // 4))
         wide = [part._replace(query=part.query.float(), gate=part.gate.float()) for part in self.stored]
         seconds = {}
         for dtype, parts in (("bf16", self.stored), ("fp32", wide)):
             for chunk in self.CHUNKS:
                 self.parts, self.chunk = parts, chunk
-                seconds[dtype, chunk] = median_seconds(self.run, 1)
+                own = self.mention_coarse[few], self._mentions(few), self.candidates[few]
+                seconds[dtype, chunk] = median_seconds(partial(self._best, *own), 1)
         dtype, self.chunk = min(seconds, key=lambda form: seconds[form])
         self.parts = wide if dtype == "fp32" else self.stored
         return [dtype, self.chunk]

@@ -17,7 +17,7 @@ MAX_FILE_BYTES = 1 << 29
 # Raster formats only: PIL's other plugins run Ghostscript (EPS), follow references or are rarely tested.
 Image.init()
 _WANTED: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-_FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
+FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
 
 
 class UnreadableImage(ValueError):
@@ -91,9 +91,9 @@ def decode_image(data: bytes, size: int) -> NDArray[np.uint8]:
         UnreadableImage: not a raster image, corrupt, truncated, or more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            _refuse_bomb(image)
-            resized = _rgb(image).resize((size, size), Image.Resampling.LANCZOS)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            refuse_bomb(image)
+            resized = to_rgb(image).resize((size, size), Image.Resampling.LANCZOS)
     except UnreadableImage:
         raise
     except UnidentifiedImageError:
@@ -103,14 +103,19 @@ def decode_image(data: bytes, size: int) -> NDArray[np.uint8]:
     return np.asarray(resized)
 
 
-def _refuse_bomb(image: Image.Image) -> None:
-    """Refuse before decoding; PIL itself only warns up to twice its limit."""
+def refuse_bomb(image: Image.Image) -> None:
+    """Refuse before decoding what has more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels; PIL only warns up to twice that.
+
+    Raises:
+        UnreadableImage: it has.
+    """
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         raise UnreadableImage(f"{image.width} x {image.height} pixels, more than {limit:,}")
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Transparent images are laid on white; 16-bit ones keep their upper 8 bits. PIL may raise almost anything."""
     if image.mode.startswith("I"):  # 16-bit grey; PIL's own conversion clips at 255
         grey = np.clip(np.asarray(image.convert("I")), 0, 65535) >> 8
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,8 +11,7 @@ from torch import Tensor
 from m3el_fast.features import Vectors
 from m3el_fast.matching import Matcher, Side, unit
 from m3el_fast.ops import Precision, inner_pairs
-from m3el_fast.scoring.entities import Entities, Gathered
-from m3el_fast.scoring.identity import Identity
+from m3el_fast.scoring.entities import Gathered
 
 _CHUNK = 8192  # pairs gathered at a time: two vectors of 700 fp32 values each are 46 MB
 
@@ -19,17 +19,39 @@ Gather = Callable[[Tensor], Gathered]
 Score = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
 
 
+class Stored(Protocol):
+    """Where the features of n entities are, with the image [n] int64 of each
+    (:class:`~m3el_fast.scoring.entities.Entities`).
+    """
+
+    @property
+    def image_index(self) -> Tensor: ...
+    def items(self, rows: Tensor) -> Gathered: ...
+    def visual(self, rows: Tensor) -> Gathered: ...
+
+
+class Leaders(Protocol):
+    """The leader [n] int64 of each entity by text alone and by text and image
+    (:class:`~m3el_fast.scoring.identity.Identity`).
+    """
+
+    @property
+    def text(self) -> Tensor: ...
+    @property
+    def both(self) -> Tensor: ...
+
+
 class PairScorer:
     """Component scores of pairs of mentions and entities, on the entities' device.
 
-    Each distinct pair of a mention and an entity's leader (:class:`Identity`) is scored once, so that identical
+    Each distinct pair of a mention and an entity's leader (:class:`Leaders`) is scored once, so that identical
     entities have bitwise identical scores.
 
     Args:
         precision: of G2L's products.
     """
 
-    def __init__(self, matcher: Matcher, entities: Entities, identity: Identity, precision: Precision) -> None:
+    def __init__(self, matcher: Matcher, entities: Stored, identity: Leaders, precision: Precision) -> None:
         self.matcher, self.entities, self.identity, self.precision = matcher, entities, identity, precision
 
     def scores(self, mentions: Side, mention: Tensor, row: Tensor, component: str = "union") -> Vectors:

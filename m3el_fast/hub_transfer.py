@@ -1,0 +1,116 @@
+"""The Hugging Face Hub: a repository's files from it and to it, its refusals as one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HTTPError as ConnectionFailure  # type: ignore[attr-defined]  # of its HTTP library
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from m3el_fast.errors import InputError
+
+CARD_FILE = "README.md"
+INDEX_FOLDER = "index"
+INDEX_MANIFEST = f"{INDEX_FOLDER}/manifest.json"
+
+_FAILURES = (OSError, ValueError, ConnectionFailure)  # ValueError: a bad name, metadata that the Hub refuses
+
+
+def download(name: str, with_index: bool, **options: Any) -> Path:
+    """A repository's files in the local cache; what is there already, or in part, is not fetched again.
+
+    Args:
+        name: ``owner/model``.
+        with_index: the folder ``index/`` too.
+        options: of ``snapshot_download``: ``revision``, ``token``, ``cache_dir``, ...
+
+    Raises:
+        InputError: neither the Hub nor the cache gives it.
+    """
+    patterns: dict[str, Any] = {} if with_index else {"ignore_patterns": [f"{INDEX_FOLDER}/*"]}
+    try:
+        return Path(snapshot_download(name, **patterns, **options))
+    except _FAILURES as error:
+        got = f"no such folder, and the Hub says: {_said(error)}"
+        raise InputError(name, "a checkpoint folder or a Hub name", got) from None
+
+
+class Repository:
+    """A model repository on the Hub that is written to; made where there is none.
+
+    Args:
+        name: ``owner/model``, or ``model`` for the token's owner.
+        private: of a new one; None = as the owner's settings say.
+        token: None = the one of ``hf auth login``.
+        branch: to commit to, None = main.
+
+    Raises:
+        InputError: the name cannot be one, or the Hub refuses it.
+    """
+
+    def __init__(self, name: str, private: bool | None, token: str | None, branch: str | None) -> None:
+        require_repository_name(name)
+        self.api, self.branch, self.token = HfApi(token=token), branch, token
+        with _refusals(name, "a repository to write to"):
+            self.name = self.api.create_repo(name, private=private, exist_ok=True).repo_id
+            self.files = set(self.api.list_repo_files(self.name, revision=branch))
+
+    def card(self) -> bytes | None:
+        """The card that is there."""
+        if CARD_FILE not in self.files:
+            return None
+        with _refusals(self.name, "a repository whose card can be read"):
+            path = hf_hub_download(self.name, CARD_FILE, revision=self.branch, token=self.token)
+        return Path(path).read_bytes()
+
+    def upload(self, folder: Path, message: str) -> str:
+        """Make ``folder`` the repository's checkpoint; returns the address of the commit.
+
+        The files of its index come first and its manifest with the weights, so that who downloads in between gets the
+        checkpoint of before. An index that was there and is not in ``folder`` is removed; other files stay.
+        """
+        own = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        stale = sorted(file for file in self.files - own if file.startswith(f"{INDEX_FOLDER}/"))
+        target: Mapping[str, Any] = {"repo_id": self.name, "folder_path": folder, "revision": self.branch}
+        with _refusals(self.name, "a repository to write to"):
+            if INDEX_MANIFEST in own:
+                first: dict[str, Any] = {
+                    "allow_patterns": [f"{INDEX_FOLDER}/*"],
+                    "ignore_patterns": [INDEX_MANIFEST],
+                    "commit_message": f"{message}: files of the index",
+                }
+                self.api.upload_folder(**target, **first)
+            return str(self.api.upload_folder(**target, commit_message=message, delete_patterns=stale or None))
+
+
+def require_repository_name(name: str) -> None:
+    """Refuse what cannot be a repository's name. Raises InputError."""
+    try:
+        validate_repo_id(name)
+    except ValueError as error:
+        raise InputError(name, "a Hub name like owner/model", _said(error)) from None
+
+
+@contextmanager
+def _refusals(name: str, expected: str) -> Iterator[None]:
+    try:
+        yield
+    except _FAILURES as error:
+        if isinstance(error, HfHubHTTPError | ValueError):
+            got = f"a refusal of the Hub: {_said(error)}"
+        elif isinstance(error, ConnectionFailure):
+            got = f"no connection to {constants.ENDPOINT}: {_said(error)}"
+        else:
+            got = _said(error)
+        raise InputError(name, expected, got) from None
+
+
+def _said(error: Exception) -> str:
+    """What went wrong, in one line; the reason of an HTTP error stands below its first line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines) if isinstance(error, HfHubHTTPError | ValueError) else lines[0]
