@@ -32,7 +32,7 @@ def build(source: Path, folder: Path) -> Path | None:
 
 
 def main() -> None:
-    kernels = [path for path in sorted((ROOT / "csrc/cpu").glob("*.cpp")) if path.name != "ops.cpp"]
+    kernels = [path for path in sorted((ROOT / "csrc/cpu").glob("*.cpp")) if not path.name.endswith("ops.cpp")]
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as pool:
         folder = Path(name)
         built = pool.map(lambda source: build(source, folder), [*kernels, ROOT / "tests/native/driver.cpp"])

@@ -10,7 +10,7 @@ namespace {
 
 // Raised whenever the schema or the meaning of an op changes; m3el_fast/ops/build.py holds the same number and refuses
 // a library left over from another version of the checkout.
-constexpr int64_t kInterface = 4;
+constexpr int64_t kInterface = 5;
 
 int64_t native_abi_version() { return kInterface; }
 

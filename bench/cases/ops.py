@@ -16,7 +16,7 @@ from bench.features import DT, DV, LT, LV
 from bench.gpu_weights import cross_weights, double, dual_weights
 from bench.peers import released_g2l, released_icl
 from m3el_fast import ops
-from m3el_fast.ops import LayerNormWeights, reference, reference_losses
+from m3el_fast.ops import CrossModalWeights, LayerNormWeights, reference, reference_losses
 
 PAPER, SECTION5, COMPILED = "eager, the paper's form", "eager, section 5", "torch.compile of section 5"
 MATMUL, OURS = "torch.matmul", "ours"
@@ -115,7 +115,7 @@ class InnerScores(_Pairs):
 
 
 class ICLLoss(Computation):
-    """Forward and backward of the contrastive loss in the released variant; on a CPU the op is its reference."""
+    """Forward and backward of the contrastive loss in the released variant."""
 
     FORMS = (PAPER, COMPILED, OURS)
     unit = "anchors"
@@ -139,9 +139,9 @@ class ICLLoss(Computation):
 
 
 class CrossModalContext(Computation):
-    """Contexts of ``contexts`` items in the bidirectional form; on a CPU the op is section 5 in eager PyTorch."""
+    """Contexts of ``contexts`` items in the bidirectional form."""
 
-    FORMS = (PAPER, COMPILED, OURS)
+    FORMS = (PAPER, SECTION5, COMPILED, OURS)
     unit = "contexts"
 
     def __init__(self, contexts: int) -> None:
@@ -155,6 +155,7 @@ class CrossModalContext(Computation):
 
         self.forms = {
             PAPER: paper,
+            SECTION5: partial(reference.cross_modal_context, glob, local, weights),
             COMPILED: partial(_compiled, reference.cross_modal_context, glob, local, weights),
             OURS: partial(ops.cross_modal_context, glob, local, weights),
         }
@@ -166,13 +167,49 @@ class CrossModalContext(Computation):
         assert_near(result[:_CHECKED], self.exact, _FP32)
 
 
+class CrossModalGradients(Computation):
+    """Forward and backward of ``contexts`` items: gradients of both features and of the unit's weights."""
+
+    FORMS = (PAPER, SECTION5, COMPILED, OURS)
+    unit = "contexts"
+
+    def __init__(self, contexts: int) -> None:
+        g = torch.Generator().manual_seed(5)
+        weights = cross_weights("cpu", fused=False)
+        norm, heads = weights.norm, weights.head_weight
+        layers = (weights.u_weight, weights.u_bias, weights.gate_weight, weights.gate_bias, norm.weight, norm.bias)
+        tensors = [torch.randn(contexts, DV, generator=g), torch.randn(contexts, LV, DV, generator=g), *layers]
+        upstream = torch.randn(contexts, DV, generator=g)
+
+        def step(context: Callable[..., Tensor], glob: Tensor, local: Tensor, *layers: Tensor) -> Tensor:
+            own = LayerNormWeights(*layers[4:])
+            unit = CrossModalWeights(*layers[:4], own, heads.to(glob.dtype), weights.lam)
+            return (context(glob, local, unit) * upstream.to(glob.dtype)).sum()
+
+        section5 = partial(step, reference.cross_modal_context)
+        self.forms = {
+            PAPER: partial(_with_gradient, partial(step, reference.cross_modal_context_paper), tensors),
+            SECTION5: partial(_with_gradient, section5, tensors),
+            COMPILED: partial(_with_gradient, partial(_compiled, section5), tensors),
+            OURS: partial(_with_gradient, partial(step, ops.cross_modal_context), tensors),
+        }
+        self.items, self.chunks = dict.fromkeys(self.FORMS, contexts), {}
+        self.exact = _with_gradient(section5, [t.double() for t in tensors])
+
+    def check(self, form: str, result: list[Tensor]) -> None:
+        for found, exact in zip(result, self.exact, strict=True):
+            assert_near(found, exact, _FP32)
+
+
 class Ops(Forms):
     """The ops that have no benchmark of their own in a larger setting, and those that have, alone."""
 
     COMPUTATIONS: ClassVar[dict[str, type[Computation]]] = {
         "icl_loss forward + backward": ICLLoss,
+        "icl_loss forward + backward, a training batch": ICLLoss,
         "g2l_scores, text": G2LScores,
         "cross_modal_context": CrossModalContext,
+        "cross_modal_context forward + backward": CrossModalGradients,
         "dual_scores": DualScores,
         "inner_scores": InnerScores,
     }

@@ -7,9 +7,9 @@
 
 #include <stdint.h>
 
-namespace m3el {
+#include "format.h"
 
-enum class Format { f32, bf16 };
+namespace m3el {
 
 // The entities' side. Row u of query starts at query + u * rows * width elements.
 struct G2LEntities {

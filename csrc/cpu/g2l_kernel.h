@@ -12,27 +12,11 @@
 #include <string.h>
 
 #include "g2l.h"
+#include "kernel_parts.h"
 
 namespace {
 
 constexpr int64_t kAlign = 64;
-constexpr float kLog2e = 1.44269504088896340736f;
-
-inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
-inline float from_bf16(uint16_t x) {
-  const uint32_t bits = uint32_t{x} << 16;
-  float value;
-  memcpy(&value, &bits, 4);
-  return value;
-}
-
-// Round to nearest, ties to even; the caller's values are finite.
-inline uint16_t to_bf16(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
 
 // `width` values of a row as 32-bit words of an engine: floats (rounded through bf16 if asked), or bf16 pairs with a
 // zero behind an odd width.

@@ -1,42 +1,24 @@
-// The CPU kernels as torch ops: unpacks and checks tensors, allocates results. m3el_fast/ops checks first and in the
-// user's words; what is checked here keeps a direct call from reading out of bounds.
+// The CPU kernels of scores and selection as torch ops: unpacks and checks tensors, allocates results. m3el_fast/ops
+// checks first and in the user's words; what is checked here keeps a direct call from reading out of bounds.
 #include <optional>
 #include <tuple>
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include "g2l_backward_run.h"
 #include "g2l_run.h"
 #include "products.h"
+#include "tensors.h"
 #include "topk.h"
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-m3el::Parallel torch_threads() {
-  return {static_cast<int64_t>(torch::stable::get_num_threads()), [](int64_t count, const auto& body) {
-            if (count > 0) torch::stable::parallel_for(0, count, 1, body);
-          }};
-}
-
-void check(const Tensor& t, const char* name, int64_t dims, ScalarType type) {
-  STD_TORCH_CHECK(t.is_cpu() && t.dim() == dims && t.scalar_type() == type && t.is_contiguous(), name,
-                  ": expected a contiguous CPU tensor of ", dims, " dimensions and its op's dtype");
-}
-
-template <class T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
-template <class T>
-const T* data(const std::optional<Tensor>& t) {
-  return t.has_value() ? data<T>(*t) : nullptr;
-}
+using m3el::check;
+using m3el::data;
+using m3el::format;
+using m3el::ScalarType;
+using m3el::Tensor;
+using m3el::torch_threads;
 
 const int64_t* checked_rows(const Tensor& rows, const char* name, int64_t limit) {
   check(rows, name, 1, ScalarType::Long);
@@ -44,12 +26,6 @@ const int64_t* checked_rows(const Tensor& rows, const char* name, int64_t limit)
   for (int64_t i = 0; i < rows.size(0); ++i)
     STD_TORCH_CHECK(values[i] >= 0 && values[i] < limit, name, ": ", values[i], " is no row of ", limit);
   return values;
-}
-
-m3el::Format format(const Tensor& t, const char* name, int64_t dims) {
-  const bool half = t.scalar_type() == ScalarType::BFloat16;
-  check(t, name, dims, half ? ScalarType::BFloat16 : ScalarType::Float);
-  return half ? m3el::Format::bf16 : m3el::Format::f32;
 }
 
 struct Operands {

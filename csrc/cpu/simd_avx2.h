@@ -33,9 +33,16 @@ struct Avx2 {
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
   }
 
-  // 2^x = 2^n * p(x - n), n = round(x), p minimax on [-0.5, 0.5]; all below -126 counts as -126.
+  static float largest(F a) {
+    __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+  }
+  static F where_positive(F x, F y) { return _mm256_and_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GT_OQ), y); }
+
+  // 2^x = 2^n * p(x - n), n = round(x), p minimax on [-0.5, 0.5]; all below -126 counts as -126; NaN stays NaN.
   static F exp2(F x) {
-    x = max(x, set1(-126.0f));
+    x = max(set1(-126.0f), x);
     const F n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const F f = sub(x, n);
     F p = set1(1.3276472e-3f);
@@ -47,6 +54,7 @@ struct Avx2 {
     const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
   }
+  static F exp2_or_zero(F x) { return _mm256_and_ps(_mm256_cmp_ps(x, set1(-126.0f), _CMP_NLT_UQ), exp2(x)); }
 
   static void transpose(const char* const* rows, int64_t offset, uint32_t* out) {
     __m256 r[8], t[8];

@@ -28,6 +28,10 @@ struct Avx512 {
     return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
   }
   static float sum(F a) { return _mm512_reduce_add_ps(a); }
+  static float largest(F a) { return _mm512_reduce_max_ps(a); }
+  static F where_positive(F x, F y) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ), y);
+  }
 
   // 2^x = 2^floor(x) * p(x - floor(x)), p minimax on [0, 1); -inf and all below -150 give 0.
   static F exp2(F x) {
@@ -48,6 +52,7 @@ struct Avx512 {
     }
     return _mm512_scalef_ps(p, x);
   }
+  static F exp2_or_zero(F x) { return exp2(x); }
 
   // 16 words from byte `offset` on of each of 16 rows, to 16 columns.
   static void transpose(const char* const* rows, int64_t offset, uint32_t* out) {

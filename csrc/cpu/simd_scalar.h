@@ -61,9 +61,17 @@ struct Plain {
     return map([=](int i) { return i < n ? p[i] : 0.0f; });
   }
   static float sum(F a) { return (a.v[0] + a.v[1]) + (a.v[2] + a.v[3]); }
+  static float largest(F a) {
+    const F pair = max(a, {{a.v[2], a.v[3], a.v[2], a.v[3]}});
+    return pair.v[0] > pair.v[1] ? pair.v[0] : pair.v[1];
+  }
+  static F where_positive(F x, F y) {
+    return map([=](int i) { return x.v[i] > 0 ? y.v[i] : 0.0f; });
+  }
   static F exp2(F x) {
     return map([=](int i) { return exp2f(x.v[i]); });
   }
+  static F exp2_or_zero(F x) { return exp2(x); }
   static void transpose(const char* const* rows, int64_t offset, uint32_t* out) {
     for (int64_t s = 0; s < W; ++s)
       for (int64_t lane = 0; lane < W; ++lane) memcpy(out + s * W + lane, rows[lane] + offset + 4 * s, 4);

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-INTERFACE = 4  # kInterface of csrc/native.cpp
+INTERFACE = 5  # kInterface of csrc/native.cpp
 
 # written by csrc/native_build.py
 _NOTE = Path(__file__).parents[1] / "_native_missing.txt"

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from m3el_fast.ops import gpu, native, reference_losses, triton_losses
+from m3el_fast.ops import gpu, native, native_losses, reference_losses, triton_losses
 from m3el_fast.ops.backends import Backend, choose
 from m3el_fast.ops.checks import expect, shape
 
@@ -37,8 +37,9 @@ def icl_loss(
             denominator; or [B, B] bool, the pairs of anchor i and column j to leave out.
         anchors: the rows whose losses count, None = all; all rows are their candidates. A process of a distributed run
             takes its own rows of gathered features: the mean over processes is the whole batch's loss.
-        backend: see the table in :mod:`m3el_fast.ops`. Triton multiplies fp32 by three products of TF32 (relative
-            error about 2^-21) and rounds the gradient's coefficients to the features' digits.
+        backend: see the table in :mod:`m3el_fast.ops`. The native one computes in fp32. Triton multiplies fp32 by three
+            products of TF32 (relative error about 2^-21) and rounds the gradient's coefficients to the features'
+            digits.
 
     Returns:
         Scalar: the mean over entity anchors and over mention anchors, halved; fp32 for features in half precision,
@@ -111,10 +112,28 @@ def _loss(
     terms: _Terms,
     reference: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    if choose(backend, entity, native.NO_KERNEL, _triton_obstacle(entity, mention, duplicates)) == "triton":
-        loss: Tensor = triton_losses.contrastive(entity, mention, duplicates, anchors.start, anchors.stop, *terms)[0]
+    obstacles = _native_obstacle(entity, mention, duplicates, terms), _triton_obstacle(entity, mention, duplicates)
+    chosen = choose(backend, entity, *obstacles)
+    loss: Tensor
+    if chosen == "triton":
+        loss = triton_losses.contrastive(entity, mention, duplicates, anchors.start, anchors.stop, *terms)[0]
         return loss
-    return reference(_wide(entity), _wide(mention))
+    entity, mention = _wide(entity), _wide(mention)
+    if chosen == "native":
+        keep = native.needs_gradient(entity, mention) is not None
+        loss = native_losses.contrastive(entity, mention, duplicates, anchors.start, anchors.stop, *terms, keep)[0]
+        return loss
+    return reference(entity, mention)
+
+
+def _native_obstacle(entity: Tensor, mention: Tensor, duplicates: Tensor | None, terms: _Terms) -> str | None:
+    if terms[2] is None:
+        return "the kernel has no loss without terms of the same side"
+    if entity.shape[1] == 0:
+        return "the kernel takes no empty tensors"
+    if duplicates is not None and duplicates.device.type != "cpu":
+        return "the kernel takes no tensors outside the CPU"
+    return native.not_cpu_floats(entity, mention)
 
 
 def _triton_obstacle(entity: Tensor, mention: Tensor, duplicates: Tensor | None) -> str | None:

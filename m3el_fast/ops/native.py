@@ -37,6 +37,14 @@ def not_cpu_fp32(*tensors: Tensor) -> str | None:
     return None
 
 
+def not_cpu_floats(*tensors: Tensor) -> str | None:
+    """The obstacle that one of ``tensors`` is no CPU tensor of fp32, bf16 or fp16, or None."""
+    if any(t.device.type != "cpu" for t in tensors):
+        return "the kernel takes no tensors outside the CPU"
+    wrong = next((t for t in tensors if t.dtype not in (torch.float32, torch.bfloat16, torch.float16)), None)
+    return None if wrong is None else f"the kernel takes fp32, bf16 and fp16, got {wrong.dtype}"
+
+
 def needs_gradient(*tensors: Tensor) -> str | None:
     """The obstacle that a gradient is wanted, or None."""
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
@@ -78,3 +86,31 @@ if not MISSING:
         shape = (candidates.shape[0], k)
         planes = mention_coarse.new_empty((1 + len(query), *shape))
         return mention_coarse.new_empty(shape), candidates.new_empty(shape), planes
+
+    @torch.library.register_fake("m3el_fast::contrastive_sums")
+    @torch.library.register_fake("m3el_fast::contrastive_coefficients")
+    def _(*_: Any) -> None:
+        """They write into what they are given."""
+
+    @torch.library.register_fake("m3el_fast::cross_modal_linear")
+    def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return x.new_empty(x.shape[0], weight.shape[1])
+
+    @torch.library.register_fake("m3el_fast::cross_modal_attend")
+    def _(query: Tensor, local: Tensor) -> Tensor:
+        return torch.empty_like(query)
+
+    @torch.library.register_fake("m3el_fast::cross_modal_attend_backward")
+    def _(gradient: Tensor, query: Tensor, local: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(query), torch.empty_like(local)
+
+    @torch.library.register_fake("m3el_fast::cross_modal_finish")
+    def _(glob: Tensor, *others: Any) -> Tensor:
+        return torch.empty_like(glob)
+
+    @torch.library.register_fake("m3el_fast::cross_modal_finish_backward")
+    def _(
+        gradient: Tensor, glob: Tensor, enriched: Tensor, row: Tensor, mix: Tensor | None, *others: Any
+    ) -> tuple[Tensor, Tensor]:
+        n, d = glob.shape
+        return glob.new_empty(3 if mix is None else 4, n, d), glob.new_empty(3 * d + 1)

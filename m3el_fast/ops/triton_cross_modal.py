@@ -151,7 +151,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, gradient: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if gradient is None:
+        return (None,) * len(ctx.needs_input_grad)
     found = iter(backward(gradient, *ctx.saved_tensors, ctx.lam, ctx.eps))
     gradients = [None if x is None else next(found) for x in ctx.saved_tensors[2 : 2 + _TENSORS]]
     return (*gradients, None, None, None)
