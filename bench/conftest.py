@@ -45,7 +45,8 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
-    """Statistics without the single times: a file stays small."""
+    """What was recorded, not what an error or an interrupt cut off; without the single times: a file stays small."""
+    output_json["benchmarks"] = [entry for entry in output_json["benchmarks"] if "name" in entry["extra_info"]]
     for entry in output_json["benchmarks"]:
         entry["stats"].pop("data", None)
 

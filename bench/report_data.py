@@ -94,6 +94,12 @@ class Run:
         return {record.name: record for record in self.records}
 
 
+def missing_gpu_parts(runs: Iterable[Run]) -> list[str]:
+    """Parts of the GPU's benchmarks of which nothing was timed."""
+    timed = {record.group for run in runs for record in run.records if record.rate is not None}
+    return [part for part, group in GPU_GROUPS.items() if group not in timed]
+
+
 @dataclass(frozen=True)
 class Recall:
     """A file of ``bench.recall``; the curve's first entry is the exhaustive scan."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from html import escape
@@ -22,6 +23,7 @@ from bench.report_data import (
     goal,
     letter,
     machines,
+    missing_gpu_parts,
     outcome,
 )
 from bench.report_figures import against_peers, recall, scaling
@@ -53,7 +55,7 @@ class Page:
             "Scaling": scaling(runs),
             "Quality": _quality([file for file in self.files if isinstance(file, Quality)]),
             "Machines and versions": _machines(known),
-            "Files": _files(self.files, known),
+            "Files": _files(self.files, known, bool(self.modelled)),
         }
         names = {name: name.lower().replace(" ", "-") for name in sections}
         links = "".join(f'<a href="#{anchor}">{escape(name)}</a>' for name, anchor in names.items())
@@ -91,7 +93,8 @@ def title(group: str) -> str:
     path, text = _ROOT / group, None
     if re.fullmatch(r"bench/test_\w+\.py", group) and path.is_file():
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-    return (text or group).partition("\n")[0].partition(". ")[0].rstrip(".").replace("``", "")
+    paragraph = " ".join((text or group).partition("\n\n")[0].split())
+    return paragraph.partition(". ")[0].rstrip(".").replace("``", "")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -107,12 +110,14 @@ def _kind(column: str) -> str:
 def _summary(runs: Sequence[Run], known: Mapping[str, Mapping[str, Any]]) -> str:
     heads = "".join(f'<th class="{_kind(name)}">{name}</th>' for name in _COLUMNS)
     bodies = [_group(run, group, known) for run in runs for group in dict.fromkeys(r.group for r in run.records)]
-    if not any(run.gpu for run in runs):
+    missing = missing_gpu_parts(runs)
+    if missing:
         rows = "".join(
             f'<tr><td>{part}</td><td class="n" data-label="rate">{NONE}</td><td colspan="6"></td></tr>'
-            for part in GPU_PARTS
+            for part in missing
         )
-        bodies.append(f"<tbody>{_group_head('GPU kernels', 'no results of a GPU', GPU_COMMAND)}{rows}</tbody>")
+        command = " ".join([GPU_COMMAND, *(missing if len(missing) < len(GPU_PARTS) else [])])
+        bodies.append(f"<tbody>{_group_head('GPU kernels', 'no results of a GPU', command)}{rows}</tbody>")
     return (
         '<p class="note">Median rate; spread is the interquartile range over the median; ratios are to peers (grey) in '
         "the same session; the limit is computed from counted work and the machine's measured rates; memory is the "
@@ -146,10 +151,7 @@ def _row(record: Record, machine: str) -> str:
     values = {
         "rate": rate,
         "spread": "" if record.spread is None or record.rounds == 1 else f"{100 * record.spread:.1f}%",
-        "against peers": _list(
-            f"{significant(ratio)} x {escape(peer.removeprefix(f'{record.name}: '))}"
-            for peer, ratio in record.ratios.items()
-        ),
+        "against peers": _list(_peers(record)),
         "share of limit": "" if record.share is None else f"{100 * record.share:.0f}%",
         "peak memory": "" if record.peak is None else bytes_text(record.peak),
         "bars": _list(_bar_text(record, key, text) for key, text in record.bars.items()),
@@ -162,6 +164,15 @@ def _row(record: Record, machine: str) -> str:
     return (
         f'<tr class="{"peer" if record.is_peer else ""}"><td>{escape(record.name)}{_details(record)}</td>{cells}</tr>'
     )
+
+
+def _peers(record: Record) -> Iterator[str]:
+    """The ratio to each, or why there is none."""
+    for peer, ratio in record.ratios.items():
+        yield f"{significant(ratio)} x {escape(peer.removeprefix(f'{record.name}: '))}"
+    for peer, why in record.facts.items():
+        if str(why).startswith("not measured"):
+            yield f'<span class="none">{escape(peer)}: {escape(str(why))}</span>'
 
 
 def _list(items: Iterable[str]) -> str:
@@ -216,17 +227,18 @@ def _quality(files: Sequence[Quality]) -> str:
 def _quality_card(file: Quality) -> str:
     rows = ""
     for model, variants in file.models.items():
-        for number, (variant, metrics) in enumerate(variants.items()):
+        rows += f'<tr class="group"><th colspan="5">{escape(model)}</th></tr>'
+        for variant, metrics in variants.items():
             hits = metrics["hits"]
             values = [hits.get("1"), hits.get("3"), hits.get("10"), metrics["mrr"]]
             cells = "".join(f'<td class="n">{"" if value is None else f"{value:.3f}"}</td>' for value in values)
-            rows += f"<tr><td>{'' if number else f'<b>{escape(model)}</b>'}</td><td>{escape(variant)}</td>{cells}</tr>"
+            rows += f"<tr><td>{escape(variant)}</td>{cells}</tr>"
     heads = "".join(f'<th class="n">{name}</th>' for name in ("Hits@1", "Hits@3", "Hits@10", "MRR"))
     command = "<code>python -m m3el_fast.evaluate CHECKPOINT --split test</code>"
     return (
         f'<div class="card" style="overflow-x:auto"><p class="note">{escape(file.split)}; {escape(file.machine)}; '
         f"{escape(file.path.name)}, {escape(file.date)} · {command}</p>"
-        f"<table><thead><tr><th>trained model</th><th>scored by</th>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+        f"<table><thead><tr><th>trained model, scored by</th>{heads}</tr></thead><tbody>{rows}</tbody></table>"
         "</div>"
     )
 
@@ -241,15 +253,16 @@ def _machines(known: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _files(files: Sequence[File], known: Mapping[str, Mapping[str, Any]]) -> str:
+def _files(files: Sequence[File], known: Mapping[str, Mapping[str, Any]], modelled: bool) -> str:
     rows = "".join(
         f"<tr><td>{escape(file.path.name)}</td><td>{escape(file.date.replace('T', ' ') or 'no date')}</td>"
         f"<td>{'' if isinstance(file, Quality) else letter(file.machine, known)}</td></tr>"
         for file in files
     )
-    names = " ".join(file.path.name for file in files)
+    command = shlex.join(["python", "-m", "bench.report", *(str(file.path) for file in files)])
+    command += " --modelled" if modelled else ""
     return (
         '<div class="card" style="overflow-x:auto"><table><thead><tr><th>file</th><th>measured</th><th>machine</th>'
         f"</tr></thead><tbody>{rows}</tbody></table></div>"
-        f'<p class="note">This page: <code>python -m bench.report {escape(names)}</code></p>'
+        f'<p class="note">This page: <code>{escape(command)}</code></p>'
     )

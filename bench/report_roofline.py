@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from html import escape
 from itertools import count
 
-from bench.report_data import GPU_COMMAND, GPU_GROUPS, Record, Run, goal
+from bench.report_data import GPU_COMMAND, GPU_GROUPS, Record, Run, goal, missing_gpu_parts
 from bench.report_figures import NOT_MEASURED, code
 from bench.report_plots import Axis, Bar, bars, decades, text_at
-from bench.report_text import significant
+from bench.report_text import rate_text, significant
 
 Title = Callable[[str], str]
 Place = Callable[[float, float], tuple[float, float]]
@@ -40,7 +40,7 @@ _H100 = (
 _SHARES = (
     "The line at 100% is the time that all counted work, exponentials too, takes at the rates of this machine, "
     "measured in the same session. It is a yardstick: above it a kernel runs closer to the processor's peak than "
-    "<code>torch.matmul</code> does on large matrices."
+    "<code>torch.matmul</code> does on large matrices. Of GPU kernels it is the time at an H100's rates."
 )
 
 
@@ -97,7 +97,8 @@ def _gpu_card(runs: Sequence[Run], modelled: Sequence[Record], title: Title) -> 
     none = "" if _points(measured) else f' · measured: <span class="none">not measured</span>, {command}'
     about = f'<p class="note">{_H100}</p>' if modelled else ""
     source = f"{code('python -m bench.roofline')}{none}" if modelled else command
-    return f'<div class="card"><h3>H100</h3>{about}{_plots(roof, named)}<p class="note">{source}</p></div>'
+    plots = f'{about}{_plots(roof, named)}<p class="note">{source}</p>'
+    return f'<div class="card"><h3>GPU, under the roof of an H100</h3>{plots}</div>'
 
 
 def _short(title: str) -> str:
@@ -140,7 +141,7 @@ def _figure(name: str, roof: Roof, points: Sequence[Point], every: Sequence[Poin
     low = _HEIGHT - _BOTTOM
     parts = [_grid_line(place(x, up.low)[0], place(x, up.low)[0], _TOP, low) for x in across.ticks]
     parts += [_grid_line(_LEFT, _WIDTH - _RIGHT, place(across.low, y)[1], place(across.low, y)[1]) for y in up.ticks]
-    parts += [text_at(place(x, up.low)[0], low + 16, "middle", f"{x:,g}") for x in across.ticks]
+    parts += [text_at(place(x, up.low)[0], low + 16, "middle", rate_text(x)) for x in across.ticks]
     parts += [text_at(_LEFT - 6, place(across.low, y)[1] + 4, "end", _flops(y)) for y in up.ticks]
     parts.append(text_at(_LEFT + width / 2, _HEIGHT - 6, "middle", f"FLOP per byte of {roof.memory}, log scales"))
     parts.append(text_at(_LEFT - 6, 10, "end", "FLOP/s"))
@@ -186,7 +187,7 @@ def _roof(roof: Roof, across: Axis, up: Axis, place: Place) -> list[str]:
     x, y = x1 + (x2 - x1) / 3, y1 + (y2 - y1) / 3
     parts.append(
         f'<text class="roofname" transform="translate({x:.1f} {y - 6:.1f}) rotate({angle:.1f})" '
-        f'text-anchor="middle">{escape(roof.memory)} {significant(roof.bandwidth / 1e9)} GB/s</text>'
+        f'text-anchor="middle">{significant(roof.bandwidth / 1e9)} GB/s</text>'
     )
     right = _WIDTH - _RIGHT
     for name, rate in roof.compute.items():
@@ -234,8 +235,9 @@ def _shares(runs: Sequence[Run], modelled: Sequence[Record]) -> str:
         for record in run.by_name().values()
         if record.share is not None
     ]
-    if not any(run.gpu for run in runs):
-        rows.append(Bar("GPU kernels", "own", None, ""))
+    missing = missing_gpu_parts(runs)
+    if missing:
+        rows.append(Bar(f"GPU: {', '.join(missing)}", "own", None, ""))
     for record in modelled:
         rows.append(Bar(record.name, "modelled", record.share, f"{100 * (record.share or 0):.0f}%, modelled"))
     kinds = ['<li class="s1">measured</li>']

@@ -104,7 +104,9 @@ circle.smodelled { fill: var(--card); stroke: var(--one); stroke-width: 2; }
   .wide thead { display: none; } .wide, .wide tbody, .wide tr, .wide td, .wide th { display: block; }
   .wide td { border-top: 0; padding: 1px 0; text-align: left; } .wide td.n { text-align: left; white-space: normal; }
   .wide td:first-child { border-top: 1px solid var(--line); padding-top: 8px; margin-top: 8px; font-weight: 600; }
-  .wide td[data-label] { display: flex; gap: 8px; } .wide td:empty { display: none; }
-  .wide td[data-label]::before { content: attr(data-label); color: var(--soft); flex: none; width: 105px; }
+  .wide td[data-label] { display: grid; grid-template-columns: 105px 1fr; gap: 0 8px; }
+  .wide td:empty { display: none; } .wide td small { grid-column: 2; }
+  .wide td[data-label]::before { content: attr(data-label); color: var(--soft); }
+  table { font-size: 13px; } th, td { padding-right: 8px; }
 }
 """

@@ -1,7 +1,7 @@
-"""Pictures per second: decoding JPEG, filling the image cache, and reading from it (``test_training_step.py``: batches
-against the step that needs them).
+"""Pictures per second: decoding JPEG, filling the image cache, and reading from it.
 
-The photographs are 500 x 375 pixels, a gradient with noise, about 60 kB as JPEG; files are in the page cache.
+``test_training_step.py`` measures batches against the step that needs them. The photographs are 500 x 375
+pixels, a gradient with noise, about 60 kB as JPEG; files are in the page cache.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
   ``ops.topk_merge`` in a scan's blocks; and FAISS's heaps on given scores against ``ops.topk``.
 * Late interaction: maxsim-cpu's MaxSim against ``ops.g2l_scores``, which does a softmax, a mean of values, a LayerNorm
   and a gate more.
-* The call itself, models of no size: sentence-transformers' ``CrossEncoder.predict`` against ``Scorer.topk`` and
-  ``Linker.link`` on the same number of pairs.
+* The call itself, models of no size: sentence-transformers' ``CrossEncoder.predict`` against ``Scorer.topk``,
+  ``Linker.link`` and ``M3ELCrossEncoder.predict`` on the same number of pairs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from bench.cases.interface import CROSS_ENCODER
+from bench.cases.interface import ADAPTER, CROSS_ENCODER
 from bench.cases.libraries import FAISS, FAISS_HEAPS, MAXSIM, Libraries
 from bench.cases.ops import COARSE
 from bench.features import DV, LT
@@ -25,11 +25,13 @@ from bench.measure import Measure
 from bench.scales import Scale
 from bench.worker import Worker
 
-MODULES = {  # peer -> its module, its package
+PEERS = (FAISS, FAISS_HEAPS, MAXSIM, CROSS_ENCODER)
+MODULES = {  # form -> the module that it needs, its package
     FAISS: ("faiss", "faiss-cpu"),
     FAISS_HEAPS: ("faiss", "faiss-cpu"),
     MAXSIM: ("maxsim_cpu", "maxsim-cpu"),
     CROSS_ENCODER: ("sentence_transformers", "sentence-transformers"),
+    ADAPTER: ("sentence_transformers", "sentence-transformers"),
 }
 CASES = [(name, form) for name, one in Libraries.COMPUTATIONS.items() for form in one.FORMS]
 
@@ -81,8 +83,8 @@ def test_library(
     measure.record(
         f"{name}, {form}",
         unit=Libraries.COMPUTATIONS[name].unit,
-        peers=() if form in MODULES else tuple(f"{name}, {peer}" for peer in MODULES),
-        limit=None if form in MODULES else limits.get(name),
+        peers=() if form in PEERS else tuple(f"{name}, {peer}" for peer in PEERS),
+        limit=None if form in PEERS else limits.get(name),
         peak=worker.call("peak"),
         flop=flop,
         moved=moved,

@@ -34,7 +34,7 @@ def test_two_stage(candidates: int | None, worker: Worker, measure: Measure, sca
     share = worker.call("images_per_entity")
     flop, moved = pair_work("m3el", share).flop, entity_bytes("m3el", share)
     if candidates is not None:  # the coarse score of every entity, and candidates of each mention's own
-        chosen = candidates / scale.entities
+        chosen = min(candidates, scale.entities) / scale.entities
         flop = 2.0 * COARSE + chosen * (pair_work("m3el", 1.0).flop - 2.0 * COARSE)
         moved = coarse_bytes(share) + chosen * scale.rerank_mentions * (entity_bytes("m3el", 1.0) - coarse_bytes(1.0))
     name = EXHAUSTIVE if candidates is None else f"best ten in two stages, {candidates} candidates"

@@ -14,7 +14,7 @@ import pytest
 from bench import report, report_readme
 from bench.report_data import GPU_GROUPS, GPU_PARTS, Record, Run, load
 from bench.report_figures import compared, fitted
-from bench.report_page import Page
+from bench.report_page import Page, title
 from bench.report_plots import Bar, Series, bars, lines
 from bench.report_text import bytes_text, rate_text, seconds_text, significant
 from m3el_fast.errors import InputError
@@ -269,6 +269,24 @@ def test_empty_sections_say_so(tmp_path: Path) -> None:
         assert "not measured" in body, section
     summary = Reader(text.partition('<section id="summary">')[2].partition("</section>")[0]).text
     assert all(part in summary for part in GPU_PARTS) and summary.count("not measured") == len(GPU_PARTS)
+
+
+def test_gpu_parts_without_results_are_not_measured(tmp_path: Path) -> None:
+    summary = page(tmp_path, GPU).partition('<section id="summary">')[2].partition("</section>")[0]
+    missing = [part for part in GPU_PARTS if part != "scan"]
+    assert summary.count('data-label="rate"><span class="none">not measured<') == len(missing)
+    assert f"bench/gpu_check.sh table {' '.join(missing)}<" in summary
+
+
+def test_peers_without_results_stand_beside_the_ratios(tmp_path: Path) -> None:
+    cell = page(tmp_path, GPU).partition("4 x eager")[2].partition("</td>")[0]
+    assert "torch.compile: not measured: out of memory" in cell
+
+
+def test_a_title_is_the_whole_first_sentence() -> None:
+    for path in sorted(BENCH.glob("test_*.py")):
+        first = title(f"bench/{path.name}")
+        assert first.count("(") == first.count(")") and not first.endswith((",", ":")), first
 
 
 def test_modelled_kernels_are_marked(tmp_path: Path) -> None:

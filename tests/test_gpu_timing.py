@@ -27,7 +27,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "0"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1, done.stdout + done.stderr  # planted: a wrong result
+    assert done.returncode == 2, done.stdout + done.stderr  # planted: a wrong result, and an interrupt at the end
     return done.stdout, results
 
 
@@ -79,6 +79,14 @@ def test_wrong_result_is_not_timed(session: tuple[str, Path]) -> None:
 def test_results_file_has_no_single_times(session: tuple[str, Path]) -> None:
     entries = json.loads(session[1].read_text())["benchmarks"]
     assert entries and all("data" not in entry["stats"] for entry in entries)
+
+
+def test_what_was_interrupted_is_left_out(session: tuple[str, Path]) -> None:
+    """The rest stands in the file, which can be read."""
+    printed, results = session
+    assert "KeyboardInterrupt" in printed and "test_cut_off" in printed  # it has times
+    assert "test_cut_off" not in results.read_text()
+    assert isinstance(load(results), Run)
 
 
 def test_work_is_counted_per_item(session: tuple[str, Path]) -> None:

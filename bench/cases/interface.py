@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import oracle
-from bench.cases.forms import Computation
+from bench.cases.forms import Computation, assert_near
 from m3el_fast.config import EncoderConfig, M3ELConfig, RunConfig, ScratchCLIP
 from m3el_fast.data.layout import Entity, KnowledgeBase
 from m3el_fast.data.tokenizer import train_tokenizer
@@ -20,8 +20,10 @@ from m3el_fast.link import Linker, parse_mention
 from m3el_fast.models import MELModel, build_model
 
 CROSS_ENCODER, SCORER, LINKER = "CrossEncoder.predict", "Scorer.topk", "Linker.link"
+ADAPTER = "M3ELCrossEncoder.predict"
 
 _K = 10
+_ROUNDED = 1e-3  # scores from features in fp32 against those of the index in bf16
 
 
 class Interface(Computation):
@@ -29,10 +31,11 @@ class Interface(Computation):
 
     The CrossEncoder's model reads the score from the pair and computes nothing; ours is M3EL with towers and vectors of
     8, 8 text tokens and no pictures. ``Linker.link`` also tokenizes and encodes the mentions; ``Scorer.topk`` is given
-    them encoded. Both return the ten best with component scores; ``predict`` returns one score a pair.
+    them encoded. Both return the ten best with component scores; ``predict`` returns one score a pair, ours without an
+    index: it tokenizes and encodes the entities too.
     """
 
-    FORMS = (CROSS_ENCODER, SCORER, LINKER)
+    FORMS = (CROSS_ENCODER, SCORER, LINKER, ADAPTER)
     unit: ClassVar[str] = "pairs"
 
     def __init__(self, mentions: int, entities: int, candidates: int) -> None:
@@ -45,18 +48,25 @@ class Interface(Computation):
         self._linker = Linker(model, KnowledgeBase(Path(), kb))
         self._records = [{"mention": f"{i}", "sentence": f"about {i}"} for i in range(mentions)]
         self._ids = [[f"Q{row}" for row in rows] for rows in self._rows.tolist()]
+        queries = [{"mention": f"{i}", "text": f"about {i}"} for i in range(mentions)]
+        documents = [{"name": one.name, "text": one.attr} for one in kb]
+        self._documents = [(queries[i], documents[row]) for i, rows in enumerate(self._rows.tolist()) for row in rows]
         given = [parse_mention(record, "mention") for record in self._records]
         source = mention_source(given, model.encoder, open_images([], model.encoder, False, False))
         self._side = model.mention_side(source.inputs(torch.arange(mentions)))
-        self.forms = {CROSS_ENCODER: self._predict, SCORER: self._topk, LINKER: self._link}
+        self.forms = {CROSS_ENCODER: self._predict, SCORER: self._topk, LINKER: self._link, ADAPTER: self._predict_ours}
         self.items, self.chunks = dict.fromkeys(self.FORMS, mentions * candidates), {}
         self._encoder: Any = None
+        self._adapter: Any = None
 
     def check(self, form: str, result: Any) -> None:
         if form == CROSS_ENCODER:
             assert np.array_equal(result, self._expected.numpy())
             return
         scores = oracle.all_scores(self._linker.model.matcher, self._side, self._linker.index)
+        if form == ADAPTER:
+            assert_near(torch.from_numpy(result), scores.gather(1, self._rows).flatten(), _ROUNDED)
+            return
         given = self._rows[:, None] == result[:, :, None]  # [M, k, C]
         assert given.any(dim=2).all()
         oracle.check_topk(given.int().argmax(dim=2), scores.gather(1, self._rows))
@@ -67,6 +77,13 @@ class Interface(Computation):
 
             self._encoder = CrossEncoder(modules=[_ReadScore()], device="cpu", activation_fn=nn.Identity())
         return self._encoder.predict(self._pairs)
+
+    def _predict_ours(self) -> Any:
+        if self._adapter is None:
+            from m3el_fast.adapters.sentence_transformers import M3ELCrossEncoder
+
+            self._adapter = M3ELCrossEncoder(self._linker.model)
+        return self._adapter.predict(self._documents)
 
     def _topk(self) -> Tensor:
         return self._linker.scorer.topk(self._side, _K, self._ids).rows
