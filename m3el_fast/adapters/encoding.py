@@ -32,20 +32,19 @@ class Encoded:
         matcher: of the model that encoded them.
         role: which of the two they are, ``mention`` or ``entity``.
         side: all that scoring needs of them, with an ``image_index``, on the matcher's device.
-        text: [n] int64, the first of them with the same text.
     """
 
     matcher: Matcher
     role: Role
     side: Side
-    text: Tensor
 
 
 @torch.inference_mode()
 def encode(
     model: MELModel, items: Sequence[Item], role: Role, batch_size: int, progress: bool = False
 ) -> tuple[Encoded, Tensor]:
-    """Encode at least one query (``mention``) or document (``entity``), in fp32, with the weights as they are now.
+    """Encode at least one query (``mention``) or document (``entity``) with the weights as they are now, in fp32 also
+    under autocast.
 
     Each distinct text (as the model reads it: what it cuts off does not count) and each distinct picture goes through
     its tower once, ``batch_size`` at a time, so that equal items have bitwise equal features.
@@ -54,11 +53,20 @@ def encode(
         The distinct items, and the row of each of ``items`` among them, [n] int64 on the CPU.
 
     Raises:
-        InputError: a picture cannot be read, a feature is not finite (both name the item), or ``batch_size`` is not
-            positive.
+        InputError: a picture cannot be read, a feature is not finite (both name the item), ``batch_size`` is not
+            positive, or a weight is not in float32.
     """
     if batch_size < 1:
         raise InputError("batch_size", "at least 1", batch_size)
+    for dtype in {parameter.dtype for parameter in model.parameters()} - {torch.float32}:
+        raise InputError("model", "weights in float32", dtype, "model.float() converts them")
+    with torch.autocast(model.device.type, enabled=False):
+        return _encode(model, items, role, batch_size, progress)
+
+
+def _encode(
+    model: MELModel, items: Sequence[Item], role: Role, batch_size: int, progress: bool
+) -> tuple[Encoded, Tensor]:
     with tqdm(desc=f"encoding {_WORDS[role]}", unit="input", disable=not progress, leave=False) as bar:
         text, text_context, text_of = _encode_texts(model, items, role, batch_size, bar)
         visual, image_context, image_of = _encode_images(model, items, role, batch_size, bar)
@@ -72,8 +80,7 @@ def encode(
     places = torch.tensor(first)
     _refuse_not_finite(side.item, places, items)
     _refuse_not_finite(side.visual, places[_distinct(image_of.tolist())[0]], items)  # rows are in order of first use
-    leader = torch.tensor(_distinct(text_of.tolist())[0])[text_of]
-    return Encoded(model.matcher, role, side, leader.to(model.device)), row
+    return Encoded(model.matcher, role, side), row
 
 
 def _encode_texts(

@@ -11,6 +11,7 @@ from torch import Tensor
 from m3el_fast.adapters.encoding import Encoded, encode
 from m3el_fast.adapters.records import Item
 from m3el_fast.devices import named_device
+from m3el_fast.matching import Side
 from m3el_fast.models import MELModel, load_model
 from m3el_fast.scoring.entities import Gathered
 from m3el_fast.scoring.pairs import PairScorer
@@ -33,13 +34,15 @@ def open_model(model: MELModel | str | Path, device: torch.device | str | None =
 def score(queries: Encoded, documents: Encoded, query: Tensor, document: Tensor) -> Tensor:
     """Union scores [P] fp32 of the pairs (query[i], document[i]), [P] int64 rows; on the device of both sides.
 
-    The arithmetic is the scorer's settling in fp32. Scores differ from those of an index by what fp32 sums in batches
-    of other sizes and the index's dtype do to features: relatively 4e-7 on the sample set, with bf16 2e-4.
+    The arithmetic is the scorer's settling in fp32, also under autocast. Scores differ from those of an index by what
+    fp32 sums in batches of other sizes and the index's dtype do to features: relatively 4e-7 on the sample set, with
+    bf16 2e-4.
     """
-    found = _Documents(documents)
+    found = _Documents(documents.side)
     scorer = PairScorer(queries.matcher, found, found, "fp32")
-    device = documents.text.device
-    return scorer.scores(queries.side, query.to(device), document.to(device))["union"]
+    device = found.image_index.device
+    with torch.autocast(device.type, enabled=False):
+        return scorer.scores(queries.side, query.to(device), document.to(device))["union"]
 
 
 def score_pairs(
@@ -59,12 +62,12 @@ def score_pairs(
 
 
 class _Documents:
-    """Documents in the place of an index's entities, and of what says which of these are identical."""
+    """Documents in the place of an index's entities, and of what says which of these are identical: none is."""
 
-    def __init__(self, documents: Encoded) -> None:
-        assert documents.side.image_index is not None
-        self._side, self.image_index, self.text = documents.side, documents.side.image_index, documents.text
-        self.both = torch.arange(len(self.text), device=self.text.device)
+    def __init__(self, side: Side) -> None:
+        assert side.image_index is not None
+        self._side, self.image_index = side, side.image_index
+        self.text = self.both = torch.arange(len(side.image_index), device=side.image_index.device)
 
     def items(self, rows: Tensor) -> Gathered:
         yield slice(0, len(rows)), self._side.item, rows

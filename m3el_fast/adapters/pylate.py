@@ -119,9 +119,13 @@ def rerank(
     for number, (query, documents) in enumerate(zip(queries, documents_embeddings, strict=True)):
         for place, document in enumerate(documents):
             together.setdefault((query.encoded, document.encoded), []).append((number, place))
+    for (left, right), pairs in together.items():
+        if not _same(left.matcher, right.matcher):
+            where = f"documents_embeddings, query {pairs[0][0] + 1}"
+            raise InputError(where, "embeddings of the query's model", "another model's")
     scores = [[0.0] * len(ids) for ids in documents_ids]
     for (left, right), pairs in together.items():
-        target = left.text.device if device is None else named_device(str(device))
+        target = _device(left) if device is None else named_device(str(device))
         query_rows = torch.tensor([queries[number].row for number, _ in pairs])
         document_rows = torch.tensor([documents_embeddings[number][place].row for number, place in pairs])
         found = score(_moved(left, target), _moved(right, target), query_rows, document_rows).tolist()
@@ -148,9 +152,6 @@ def _check(
             raise InputError(f"documents_ids, {where}", f"one id for each of {len(own)} documents", len(its_ids))
         for place, document in enumerate(own, 1):
             _check_embedding(document, "entity", f"documents_embeddings, {where}, document {place}")
-        for other in {document.encoded for document in own}:
-            if not _same(query.encoded.matcher, other.matcher):
-                raise InputError(f"documents_embeddings, {where}", "embeddings of the query's model", "another model's")
 
 
 def _check_embedding(embedding: object, role: Role, where: str) -> None:
@@ -169,11 +170,16 @@ def _same(one: Matcher, other: Matcher) -> bool:
     return mine.keys() == its.keys() and all(torch.equal(mine[name].cpu(), its[name].cpu()) for name in mine)
 
 
+def _device(encoded: Encoded) -> torch.device:
+    assert encoded.side.image_index is not None
+    return encoded.side.image_index.device
+
+
 def _moved(encoded: Encoded, device: torch.device) -> Encoded:
-    if encoded.text.device == device:
+    if _device(encoded) == device:
         return encoded
     side = encoded.side
     assert side.image_index is not None
     item, visual = ({name: tensor.to(device) for name, tensor in part.items()} for part in (side.item, side.visual))
     moved = Side(item, visual, side.image_index.to(device))
-    return Encoded(copy.deepcopy(encoded.matcher).to(device), encoded.role, moved, encoded.text.to(device))
+    return Encoded(copy.deepcopy(encoded.matcher).to(device), encoded.role, moved)

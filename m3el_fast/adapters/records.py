@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from m3el_fast.data.images import UnreadableImage, decode_image, read_image_file, to_rgb
+from m3el_fast.data.images import MISSING, UnreadableImage, decode_image, read_image_file, to_rgb
 from m3el_fast.data.layout import Entity, Mention, entity_text, mention_text, valid_text
 from m3el_fast.errors import InputError
 
@@ -41,7 +41,8 @@ def parse_query(record: object, where: str) -> Item:
         where: names the record in errors.
 
     Raises:
-        InputError: it is something else, has another field, or has neither text nor image.
+        InputError: it is something else, has another field, has neither text nor image, or names a file that is not
+            there.
     """
     return _parse(record, where, "mention", lambda name, text: mention_text(Mention("", name, text, None, None)))
 
@@ -77,6 +78,8 @@ def pixels(item: Item, size: int) -> NDArray[np.uint8]:
 
 
 def _opened(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    if 0 in image.size:  # PIL makes black ones of them
+        raise UnreadableImage(f"{image.width} x {image.height} pixels")
     try:
         return np.asarray(to_rgb(image).resize((size, size), Image.Resampling.LANCZOS))
     except Exception as error:  # it may not have been read yet, and PIL meets broken files with almost any exception
@@ -118,4 +121,6 @@ def _image(value: object, where: str) -> Picture | None:
         raise InputError(where, _PICTURE, repr(path))
     if "://" in path or path.startswith("data:"):
         raise InputError(where, _PICTURE, f"the URL {path[:60]}", "Download it first")
+    if not os.path.exists(path):  # said now, before anything is encoded
+        raise InputError(where, "a readable image", f"{path[:255]}: {MISSING}")
     return Path(path)

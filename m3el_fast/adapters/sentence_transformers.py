@@ -68,7 +68,7 @@ class M3ELCrossEncoder(CrossEncoder):
             activation_fn=nn.Identity() if activation_fn is None else activation_fn,
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode, in which a model that moves gets weights that cannot be trained
     @cross_encoder_predict_rank_args_decorator
     def predict(
         self,
@@ -101,7 +101,8 @@ class M3ELCrossEncoder(CrossEncoder):
 
         Raises:
             InputError: an input is no pair of a query and a document, a picture cannot be read (both name the pair),
-                ``batch_size`` is not positive, there is a pool or a list of devices, or no such device.
+                ``batch_size`` is not positive, there is a pool or a list of devices, or no such device, or the weights
+                are not in float32.
             TypeError: another argument is given.
         """
         if kwargs:

@@ -78,7 +78,8 @@ def write_links(span: Span, links: Sequence[dict[str, Any]], threshold: float | 
 
 
 def _sentences(span: Span) -> str:
-    return span.doc[span[0].sent.start : span[-1].sent.end].text
+    text: str = span.doc[span[0].sent.start : span[-1].sent.end].text
+    return text
 
 
 def _image(span: Span) -> str | Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -26,7 +27,15 @@ _SEGMENT = 4096  # entities of one pair of files; as many are held, 150 MB at th
 
 
 class FeatureIndex(EntityIndex):
-    """An index without a model: it goes with the matcher that made it, and ends with its last user."""
+    """An index without a model: it goes with the matcher that made it, and ends with its last user.
+
+    Args:
+        folder: of its files.
+    """
+
+    def __init__(self, folder: tempfile.TemporaryDirectory[str], manifest: Manifest) -> None:
+        super().__init__(Path(folder.name), manifest, folder)
+        self.remove_files = folder.cleanup
 
     def check(self, model: MELModel) -> None:
         """It is only ever used with its own matcher."""
@@ -45,14 +54,18 @@ def index_features(matcher: Matcher, blocks: Iterable[Features], total: int | No
     folder = tempfile.TemporaryDirectory(prefix="m3el-entities-")
     writer = _Writer(matcher, Path(folder.name))
     with (
+        ExitStack() as unfinished,
         disk_errors(Path(folder.name)),
         tqdm(total=total, desc="entities", unit="entity", disable=not progress, delay=2, leave=False) as bar,
     ):
+        # at once, also where a notebook keeps the traceback, and with it the folder
+        unfinished.callback(folder.cleanup)
         for features in blocks:
             writer.add(features)
             bar.update(len(features))
-        manifest = writer.finish()
-    return FeatureIndex(Path(folder.name), manifest, folder)
+        index = FeatureIndex(folder, writer.finish())
+        unfinished.pop_all()
+    return index
 
 
 class _Writer:

@@ -15,7 +15,8 @@ from m3el_fast.encoder import Encoder
 from m3el_fast.errors import InputError
 from m3el_fast.features import FeatureDims
 from m3el_fast.matching import Matcher, build_matcher
-from m3el_fast.models import MELModel, build_model, load_state, read_weights, refuse_names
+from m3el_fast.models import MELModel, build_model
+from m3el_fast.weights import load_state, read_weights, refuse_names
 
 State = dict[str, Tensor]
 T = TypeVar("T", bound=nn.Module)

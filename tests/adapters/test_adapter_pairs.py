@@ -140,6 +140,30 @@ def test_features_that_are_not_finite_are_refused(folder: Path) -> None:
         encode(model, items, "entity", 32)
 
 
+def test_the_first_item_with_a_picture_whose_features_are_not_finite_is_named(folder: Path) -> None:
+    model = model_of(folder, "image")
+    last = torch.tensor([1])  # of the pictures "none" and red
+    model.encoder.image_local_proj.register_forward_hook(lambda *call: call[-1].index_fill(0, last, math.nan))
+    picture = {"image": folder / "red.png"}
+    items = [parse_document(one, f"document {i}") for i, one in enumerate(["a", "b", picture, picture], 1)]
+    with pytest.raises(InputError, match=r"^document 3: expected finite features, got NaN or infinity in "):
+        encode(model, items, "entity", 32)
+
+
+def test_autocast_changes_nothing(folder: Path) -> None:
+    model, pairs = model_of(folder), all_pairs(folder)
+    expected = score_pairs(model, *pairs, batch_size=32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(score_pairs(model, *pairs, batch_size=32), expected)
+
+
+def test_other_dtypes_are_refused(folder: Path) -> None:
+    model = model_of(folder)
+    model.encoder.half()
+    with pytest.raises(InputError, match=r"^model: expected weights in float32, got torch.float16. model.float\(\) "):
+        score_pairs(model, *all_pairs(folder), batch_size=32)
+
+
 def test_batch_size_is_checked(folder: Path) -> None:
     with pytest.raises(InputError, match="batch_size: expected at least 1, got 0"):
         score_pairs(model_of(folder), *all_pairs(folder), batch_size=0)
@@ -176,7 +200,7 @@ def test_open_model(folder: Path, tmp_path: Path) -> None:
         ("as it stands", "as it stands"),
         ({"text": "a sentence"}, "a sentence"),
         ({"text": "a sentence", "mention": " a\n name "}, "a name [SEP] a sentence"),
-        ({"text": None, "mention": "", "image": "x.jpg"}, " [SEP] "),
+        ({"text": None, "mention": "", "image": b"a file"}, " [SEP] "),
         ({"text": "cut \ud83d"}, "cut \ufffd"),
     ],
 )
@@ -244,11 +268,24 @@ def test_a_truncated_picture_that_was_opened(tmp_path: Path) -> None:
         pixels(parse_query(Image.open(path), "query"), 16)
 
 
+def test_an_opened_picture_without_pixels() -> None:
+    with pytest.raises(InputError, match=r"^query, field image: expected a readable image, got 0 x 5 pixels"):
+        pixels(parse_query(Image.new("RGB", (0, 5)), "query"), 16)
+
+
+def test_a_picture_that_is_not_there_is_said_before_anything_is_encoded() -> None:
+    for parse in (parse_query, parse_document):
+        with pytest.raises(InputError, match=r"^it, field image: expected a readable image, got no.jpg: no such file"):
+            parse({"image": "no.jpg"}, "it")
+    with pytest.raises(InputError, match=r" got x{255}: no such file$"):  # perhaps base64, which is long
+        parse_query({"image": "x" * 9999}, "query")
+
+
 def test_equal_opened_pictures_are_one(folder: Path) -> None:
     items = [parse_query({"image": Image.open(folder / "red.png")}, "query") for _ in range(3)]
     encoded, rows = encode(model_of(folder), items, "mention", 2)
-    assert rows.tolist() == [0, 0, 0] and len(encoded.text) == 1
-    assert all(len(tensor) == 1 for tensor in encoded.side.visual.values())
+    assert rows.tolist() == [0, 0, 0] and encoded.side.image_index.tolist() == [0]
+    assert all(len(tensor) == 1 for tensor in [*encoded.side.item.values(), *encoded.side.visual.values()])
 
 
 def test_distinct_keeps_the_order_of_first_use() -> None:

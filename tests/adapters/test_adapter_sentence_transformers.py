@@ -24,6 +24,7 @@ from sentence_transformers.cross_encoder.evaluation import (
     CrossEncoderRerankingEvaluator,
 )
 
+import m3el_fast.adapters.sentence_transformers as adapter
 from m3el_fast.adapters.sentence_transformers import M3ELCrossEncoder
 
 
@@ -148,6 +149,14 @@ def test_predict_leaves_training_mode(folder: Path) -> None:
     expected = ours.predict(("a", "b"))
     model.train()
     assert ours.predict(("a", "b")) == expected and not model.training
+
+
+def test_a_model_that_predict_moves_can_still_be_trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = M3ELCrossEncoder(tiny_model(tiny_config(folder)))
+    monkeypatch.setattr(adapter, "named_device", torch.device)
+    monkeypatch.setattr(adapter, "score_pairs", lambda *_: torch.zeros(1))
+    ours.predict(("a", "b"), device="meta")
+    assert all(weight.is_meta and not weight.is_inference() for weight in ours.parameters())
 
 
 def test_prompts_stand_before_the_querys_text(model: MELModel) -> None:

@@ -140,6 +140,11 @@ def test_evaluation(folders: Folders) -> None:
     scores = nlp.evaluate([example])
     assert scores["nel_micro_f"] == pytest.approx(2 / 3)
     assert scores["nel_micro_p"] == pytest.approx(2 / 3)
+    # a mention rightly left without an entity is no link
+    links = {span: {"NIL": 1.0} for span in links}
+    example = Example.from_dict(nlp.make_doc(TEXT), {"entities": entities, "links": links})
+    assert pipeline(folders.config | {"threshold": 1e9}).evaluate([example])["nel_micro_f"] == 0
+    assert nlp.evaluate([example])["nel_micro_p"] == 0
 
 
 # -- what the model is given ------------------------------------------------------------------------------------------

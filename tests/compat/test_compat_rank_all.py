@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import gc
+import re
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from torch import Tensor
 from compat.released_args import encoded, forward_order, m3el_args, mimic_args
 from m3el_fast.compat import M3ELMatcher, MIMICMatcher, PreparedEntities, feature_index, rank_all, ranking
 from m3el_fast.errors import InputError
+from m3el_fast.scorer import Scorer
 from planted import check_ranks, check_topk
 
 MODELS = {"t2v-only": False, "bidirectional": True, "mimic": None}
@@ -176,14 +177,37 @@ def test_files_end_with_their_user(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert list(tmp_path.iterdir())
     rank_all(matcher, mentions, prepared, [0, 1], progress=False)
     del prepared
-    gc.collect()
     assert not list(tmp_path.iterdir())
-    broken = encoded(5, 0)
-    broken[3][3, 2, 1] = torch.nan
-    with pytest.raises(InputError, match=r"entity '3', [\w.]+: expected finite features, got nan"):
-        PreparedEntities(matcher, broken, progress=False)
-    gc.collect()
+    with PreparedEntities(matcher, encoded(5, 0), progress=False):
+        assert list(tmp_path.iterdir())
     assert not list(tmp_path.iterdir())
+
+
+def _interrupted() -> Iterator[list[Tensor]]:
+    yield encoded(5, 0)
+    raise KeyboardInterrupt
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("place", ["stream", "ranking", "entities"])
+def test_files_end_with_an_error(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the traceback is kept, as a notebook does."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    entities: list[Tensor] | Iterator[list[Tensor]] = encoded(5, 0)
+    if place == "stream":
+        entities = _interrupted()
+    elif place == "entities":
+        entities[3][3, 2, 1] = torch.nan
+    else:
+        monkeypatch.setattr(Scorer, "ranks", _interrupt)
+    with pytest.raises(InputError if place == "entities" else KeyboardInterrupt) as kept:
+        rank_all(M3ELMatcher(m3el_args()), encoded(2, 1), entities, [0, 1], progress=False)
+    assert not list(tmp_path.iterdir())
+    if place == "entities":
+        assert re.match(r"entity '3', [\w.]+: expected finite features, got nan", str(kept.value))
 
 
 def test_no_mention() -> None:
@@ -200,10 +224,18 @@ def _never() -> Iterator[list[Tensor]]:
 @pytest.mark.parametrize(
     ("mentions", "answer", "message"),
     [
-        (encoded(2, 0)[:3], [0, 1], r"mentions: expected four tensors, text_embeds, .*, got 3"),
+        (encoded(2, 0)[:3], [0, 1], r"mentions: expected four tensors, text_embeds, .*, got 3 of Tensor"),
+        ([t.numpy() for t in encoded(2, 0)], [0, 1], r"mentions: expected four tensors, .*, got 4 of ndarray"),
         ([*reversed(encoded(2, 0))], [0, 1], r"mentions, text_embeds: expected shape \[n, 32\], got \[2, 6, 16\]"),
         (encoded(2, 0), [0], r"answer: expected one row for each of 2 mentions, got 1"),
         (encoded(2, 0), [0.0, 1.0], r"answer: expected a vector of whole numbers"),
+        (encoded(2, 0), [0, None], r"answer: expected a vector of whole numbers"),
+        (encoded(2, 0), [0, -1], r"answer, mention 2: expected a row of the entities, at least 0, got -1"),
+        (
+            [*encoded(600, 0)[:3], encoded(600, 0)[3].index_fill(0, torch.tensor([555]), torch.nan)],
+            [0] * 600,
+            r"mentions, image_patch_tokens, mention 556: expected finite features, got NaN or infinity",
+        ),
     ],
 )
 def test_wrong_mentions_are_refused_before_the_entities_are_read(
@@ -211,16 +243,29 @@ def test_wrong_mentions_are_refused_before_the_entities_are_read(
 ) -> None:
     with pytest.raises(InputError, match=message):
         rank_all(M3ELMatcher(m3el_args()), mentions, _never(), answer)
+    with pytest.raises(InputError, match="k: expected at least 1, got 0"):
+        rank_all(M3ELMatcher(m3el_args()), encoded(2, 0), _never(), [0, 1], k=0)
+
+
+def test_rows_that_four_tensors_do_not_have_are_refused_before_they_are_prepared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ranking, "PreparedEntities", type("Never", (PreparedEntities,), {"__init__": _interrupt}))
+    matcher, mentions, entities = M3ELMatcher(m3el_args()), encoded(2, 0), encoded(5, 1)
+    with pytest.raises(InputError, match=r"answer, mention 2: expected a row of the entities, 0 to 4, got 5"):
+        rank_all(matcher, mentions, entities, [0, 5])
+    with pytest.raises(InputError, match=r"k: expected 1 to 5 \(the number of entities\), got 6"):
+        rank_all(matcher, mentions, entities, [0, 4], k=6)
 
 
 def test_refusals() -> None:
     matcher, mentions, entities = M3ELMatcher(m3el_args()), encoded(2, 0), encoded(5, 1)
     with pytest.raises(InputError, match=r"answer, mention 2: expected a row of the entities, 0 to 4, got 5"):
-        rank_all(matcher, mentions, entities, [0, 5])
+        rank_all(matcher, mentions, iter([entities]), [0, 5])
     with pytest.raises(InputError, match=r"answer, mention 1: expected a row of the entities, 0 to 4, got -1"):
         rank_all(matcher, mentions, entities, [-1, 4])
     with pytest.raises(InputError, match=r"k: expected 1 to 5 \(the number of entities\), got 6"):
-        rank_all(matcher, mentions, entities, [0, 4], k=6)
+        rank_all(matcher, mentions, iter([entities]), [0, 4], k=6)
     with pytest.raises(InputError, match=r"entities: expected at least one, got 0"):
         rank_all(matcher, mentions, encoded(0, 1), [0, 4])
     with pytest.raises(InputError, match=r"entities, block 2, image_embeds: expected shape"):
