@@ -10,7 +10,9 @@ from m3el_fast import __version__
 COMMANDS = {
     "train": "train a model; without arguments, on the generated sample set",
     "evaluate": "rank a split's mentions against the whole knowledge base",
+    "calibrate": "fit probabilities to a checkpoint's dev split",
     "link": "link mentions of a JSON-lines file to entities",
+    "serve": "link over HTTP, with a web page to try it",
     "info": "what the native part is and can do on this machine",
     "index": "make an index of a knowledge base, change it, look at it",
     "hub": "put a checkpoint, and its index, on the Hugging Face Hub",

@@ -9,11 +9,11 @@ from typing import Any
 
 from huggingface_hub import constants
 
+from m3el_fast.checkpoint import given_index, index_of, stage
 from m3el_fast.errors import run_command
 from m3el_fast.files import replace_file
 from m3el_fast.hub_card import edited
-from m3el_fast.hub_index import given_index, has_index
-from m3el_fast.hub_transfer import CARD_FILE, INDEX_FOLDER, require_repository_name
+from m3el_fast.hub_transfer import CARD_FILE, require_repository_name
 from m3el_fast.models import fetch_checkpoint, load_model
 
 
@@ -21,7 +21,7 @@ def _push(args: argparse.Namespace) -> None:
     require_repository_name(args.repository)
     checkpoint = fetch_checkpoint(args.checkpoint, with_index=args.index is None)
     model = load_model(checkpoint)
-    folder = args.index or (checkpoint / INDEX_FOLDER if has_index(checkpoint) else None)
+    folder = args.index or index_of(checkpoint)
     index = None if folder is None else given_index(model, folder)
     metadata = {} if args.license is None else {"license": args.license}
     if not args.dry_run:
@@ -30,7 +30,7 @@ def _push(args: argparse.Namespace) -> None:
         return
     with tempfile.TemporaryDirectory() as place:
         staged = Path(place)
-        model.stage(staged, args.repository, index, model.card, metadata)
+        stage(model, staged, args.repository, index, model.card, metadata)
         print(f"would go to {constants.ENDPOINT}/{args.repository}{', private if it is new' if args.private else ''}:")
         print(_listing(staged))
         card = (staged / CARD_FILE).read_bytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ _MARK = re.compile(rb"\n*<!-- written by m3el_fast; once changed, this file is k
 
 def make_card(
     config: RunConfig,
-    data: ModelCardData,
     *,
     name: str,
     results: Results | None,
@@ -31,19 +31,19 @@ def make_card(
     """The card of a checkpoint.
 
     Args:
-        config: as it is to be read by everyone (:func:`published`).
-        data: metadata that all checkpoints share.
+        config: of the run; :func:`published` before it goes in.
         name: of the folder or repository, as ``from_pretrained`` takes it.
         results: what was measured, None = nothing.
         entities: in the index that comes with the checkpoint, None = there is none.
         metadata: fields of :class:`ModelCardData` that are added or replaced: ``license``, ``language``, ``datasets``.
     """
-    fields: dict[str, Any] = {**vars(data), "tags": sorted({*(data.tags or []), config.model.type})}
+    config = published(config)
+    fields: dict[str, Any] = {"library_name": "m3el_fast", "tags": ["entity-linking", config.model.type, "multimodal"]}
     towers = [tower for tower in (config.encoder.pretrained, config.encoder.text, config.encoder.vision) if tower]
     bases = [tower for tower in towers if not _is_folder(tower) and "/" in tower]
     if bases:
         fields["base_model"] = bases if len(bases) > 1 else bases[0]
-    title = name.rsplit("/", 1)[-1]
+    title = " ".join(name.rsplit("/", 1)[-1].split())
     if results is not None:
         fields |= {"metrics": ["mrr"], "model_name": title, "eval_results": _eval_results(results)}
     card = ModelCard.from_template(
@@ -51,13 +51,14 @@ def make_card(
         template_path=str(_TEMPLATE),
         title=title,
         name=name,
+        shell_name=shlex.quote(name),
         model=config.model.type,
         config=config,
         keys=_key_settings(config),
         yaml=config.dump(),
         towers=towers,
         results=results,
-        hits=HITS,
+        hits=HITS if results is None else sorted({k for m in results.splits.values() for k in m.hits}),
         entities=entities,
     )
     text = str(card).rstrip()

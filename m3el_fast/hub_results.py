@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import Self
 
 from m3el_fast.errors import InputError
@@ -21,17 +21,13 @@ class Results(BaseModel):
 
     Attributes:
         data: name of the data set; entities: of its KB.
-        splits: metrics by split.
+        splits: metrics by split, of one at least.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
     data: str
     entities: int
-    splits: dict[SplitName, Metrics]
-
-    def plus(self, split: SplitName, metrics: Metrics) -> Self:
-        """These and those of one more split."""
-        return self.model_copy(update={"splits": {**self.splits, split: metrics}})
+    splits: dict[SplitName, Metrics] = Field(min_length=1)
 
     def write(self, folder: Path) -> None:
         (folder / RESULTS_FILE).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -54,4 +50,4 @@ class Results(BaseModel):
 def data_name(folder: Path) -> str:
     """A data set's name: that of its files (``WIKIMEL_test.json``), else of its folder."""
     names = {path.name.removesuffix("_test.json") for path in folder.glob("*_test.json")}
-    return names.pop() if len(names) == 1 else folder.name
+    return names.pop() if len(names) == 1 else folder.resolve().name

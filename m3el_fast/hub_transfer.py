@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.errors import HTTPError as ConnectionFailure  # type: ignore[attr-defined]  # of its HTTP library
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -16,7 +16,6 @@ from m3el_fast.errors import InputError
 
 CARD_FILE = "README.md"
 INDEX_FOLDER = "index"
-INDEX_MANIFEST = f"{INDEX_FOLDER}/manifest.json"
 
 _FAILURES = (OSError, ValueError, ConnectionFailure)  # ValueError: a bad name, metadata that the Hub refuses
 
@@ -55,7 +54,7 @@ class Repository:
 
     def __init__(self, name: str, private: bool | None, token: str | None, branch: str | None) -> None:
         require_repository_name(name)
-        self.api, self.branch, self.token = HfApi(token=token), branch, token
+        self.api, self.branch = HfApi(token=token), branch
         with _refusals(name, "a repository to write to"):
             self.name = self.api.create_repo(name, private=private, exist_ok=True).repo_id
             self.files = set(self.api.list_repo_files(self.name, revision=branch))
@@ -65,27 +64,24 @@ class Repository:
         if CARD_FILE not in self.files:
             return None
         with _refusals(self.name, "a repository whose card can be read"):
-            path = hf_hub_download(self.name, CARD_FILE, revision=self.branch, token=self.token)
+            path = self.api.hf_hub_download(self.name, CARD_FILE, revision=self.branch)
         return Path(path).read_bytes()
 
-    def upload(self, folder: Path, message: str) -> str:
+    def upload(self, folder: Path, message: str, measured: Collection[str] = ()) -> str:
         """Make ``folder`` the repository's checkpoint; returns the address of the commit.
 
-        The files of its index come first and its manifest with the weights, so that who downloads in between gets the
-        checkpoint of before. An index that was there and is not in ``folder`` is removed; other files stay.
+        It is one commit, for the files of another index have the same names: whoever downloads meanwhile gets the
+        checkpoint of before (``upload_folder`` makes several commits of what takes long). An index that was there and
+        is not in ``folder`` is removed, as are those of the files ``measured``, which are true of one checkpoint; other
+        files stay.
         """
-        own = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-        stale = sorted(file for file in self.files - own if file.startswith(f"{INDEX_FOLDER}/"))
-        target: Mapping[str, Any] = {"repo_id": self.name, "folder_path": folder, "revision": self.branch}
+        own = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        gone = self.files - own.keys()
+        stale = sorted(file for file in gone if file in measured or file.startswith(f"{INDEX_FOLDER}/"))
+        changes: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(file) for file in stale]
         with _refusals(self.name, "a repository to write to"):
-            if INDEX_MANIFEST in own:
-                first: dict[str, Any] = {
-                    "allow_patterns": [f"{INDEX_FOLDER}/*"],
-                    "ignore_patterns": [INDEX_MANIFEST],
-                    "commit_message": f"{message}: files of the index",
-                }
-                self.api.upload_folder(**target, **first)
-            return str(self.api.upload_folder(**target, commit_message=message, delete_patterns=stale or None))
+            changes += [CommitOperationAdd(name, path) for name, path in sorted(own.items())]
+            return self.api.create_commit(self.name, changes, commit_message=message, revision=self.branch).commit_url
 
 
 def require_repository_name(name: str) -> None:

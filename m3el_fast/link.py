@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from m3el_fast.calibration import HOW_TO_CALIBRATE, chosen_threshold
+from m3el_fast.checkpoint import index_of
+from m3el_fast.data.cache import ImageCache
 from m3el_fast.data.images import ImageReport
 from m3el_fast.data.layout import KnowledgeBase, Mention, read_kb, valid_text
 from m3el_fast.dataset import kb_source, mention_source, open_images
@@ -20,14 +23,25 @@ from m3el_fast.devices import add_device_option, named_device
 from m3el_fast.errors import InputError, run_command
 from m3el_fast.evaluate import checkpoint_data
 from m3el_fast.files import replace_file, require_file_target
-from m3el_fast.hub_index import has_index
-from m3el_fast.hub_transfer import INDEX_FOLDER
 from m3el_fast.index import EntityIndex
 from m3el_fast.models import MELModel, fetch_checkpoint, load_model
 from m3el_fast.scorer import Scorer, TopK
 from m3el_fast.scoring.candidates import candidate_number
 
 COMPONENTS = ("text", "image", "t2v", "v2t")
+
+
+class Links(list[dict[str, Any]]):
+    """The links of a mention, best first.
+
+    Attributes:
+        entity: id of the best one; None = there is none, or it is less probable than the NIL threshold.
+    """
+
+    def __init__(self, links: Iterable[dict[str, Any]], nil_threshold: float | None) -> None:
+        super().__init__(links)
+        good = len(self) > 0 and (nil_threshold is None or self[0]["probability"] >= nil_threshold)
+        self.entity: str | None = self[0]["id"] if good else None
 
 
 @dataclass(frozen=True)
@@ -112,8 +126,8 @@ class Linker:
         own = kb is None and index is None
         found = fetch_checkpoint(checkpoint, with_index=own, revision=revision, token=token)
         model = load_model(found).to(place)
-        if own and has_index(found):
-            index = found / INDEX_FOLDER
+        if own:
+            index = index_of(found)
         if index is not None:
             return cls(model, index=EntityIndex.open(Path(index), model), **options)
         folder = checkpoint_data(model.config.data, None if kb is None else str(kb), "kb")
@@ -124,7 +138,9 @@ class Linker:
         mentions: Sequence[Mapping[str, Any]],
         k: int = 10,
         candidates: Sequence[Sequence[str] | None] | int | None = None,
-    ) -> list[list[dict[str, Any]]]:
+        *,
+        nil_threshold: float | None = None,
+    ) -> list[Links]:
         """The k best entities of each mention, best first (all of them where there are fewer).
 
         Args:
@@ -134,16 +150,24 @@ class Linker:
             candidates: for each mention the ids to choose from, in place of the mappings' own, None = all entities; or
                 a number of at least k: for mentions without ids of their own, reranked are so many entities with the
                 best coarse scores, which is fast and approximate (:meth:`Scorer.topk`).
+            nil_threshold: a mention whose best entity is less probable has none; None = as the checkpoint's
+                calibration says; 0 = every mention gets its best entity.
 
         Returns:
-            For each mention dicts with ``id``, ``name``, ``score`` (union) and ``components``: the scores ``text``,
-            ``image``, ``t2v`` and ``v2t`` (None where the model's form lacks one).
+            For each mention a list of dicts, and its :attr:`Links.entity`. They have ``id``, ``name``, ``score``
+            (union), ``probability`` and ``components``: the scores ``text``, ``image``, ``t2v`` and ``v2t`` (None where
+            the model's form lacks one). The probability, None of a checkpoint that is not calibrated, is that of a
+            softmax over all that there was to choose from (all entities; the given candidates; or the number of
+            entities that are reranked) and, where it was fitted, having no answer
+            (:class:`~m3el_fast.calibration.Calibration`).
 
         Raises:
             InputError: a mention lacks a field or has one of the wrong type; a candidate is not among the entities; k
                 is not positive, or above the number of candidates; the model has no coarse score; with
-                ``strict_images`` an image cannot be used.
+                ``strict_images`` an image cannot be used; ``nil_threshold`` is no probability, or the checkpoint is not
+                calibrated.
         """
+        threshold = chosen_threshold("nil_threshold", self.model.calibration, nil_threshold)
         if k < 1:
             raise InputError("k", "at least 1", k)
         number = candidate_number(candidates, k)
@@ -156,15 +180,13 @@ class Linker:
                 for record, own in zip(mentions, candidates, strict=True)
             ]
         requests = [parse_request(record, f"mentions, record {i}") for i, record in enumerate(mentions, 1)]
-        return self._link(requests, k, number)[0]
+        return [Links(links, threshold) for links in self._link(requests, k, number)[0]]
 
     def _link(
         self, requests: list[Request], k: int, candidates: int | None
     ) -> tuple[list[list[dict[str, Any]]], ImageReport]:
         """The links, and what became of the images; ``candidates``: how many of mentions without ids, None = all."""
-        rows = self._rows(requests)
-        paths = [request.mention.image for request in requests if request.mention.image is not None]
-        cache = open_images(paths, self.model.encoder, self.strict_images, False)
+        rows, cache = self._rows(requests), self._images(requests)
         links: list[list[dict[str, Any]]] = [[] for _ in requests]
         bar = tqdm(total=len(requests), desc="linking", unit="mention", disable=not self.progress, leave=False)
         with bar, torch.inference_mode():
@@ -175,11 +197,21 @@ class Linker:
                     source = mention_source([requests[i].mention for i in block], self.model.encoder, cache)
                     side = self.model.mention_side(source.inputs(torch.arange(len(block))).to(self.model.device))
                     own = [rows[i] for i in block] if limited else candidates
-                    best = self.scorer.topk(side, min(k, len(self.index)), own)
+                    best = self.scorer.topk(side, min(k, len(self.index)), own, self._temperatures)
                     for i, answers in zip(block, self._answers(best), strict=True):
                         links[i] = answers
                     bar.update(len(block))
         return links, cache.report
+
+    def _images(self, requests: list[Request]) -> ImageCache:
+        """The decoded images of the mentions."""
+        paths = [request.mention.image for request in requests if request.mention.image is not None]
+        return open_images(paths, self.model.encoder, self.strict_images, False)
+
+    @property
+    def _temperatures(self) -> tuple[float, ...]:
+        """At which scoring is to give log partitions."""
+        return () if self.model.calibration is None else (self.model.calibration.temperature,)
 
     def _rows(self, requests: list[Request]) -> dict[int, Tensor]:
         """The rows of the candidates of those requests that have some, by the request's place."""
@@ -193,16 +225,20 @@ class Linker:
         return rows
 
     def _answers(self, best: TopK) -> list[list[dict[str, Any]]]:
-        """What :meth:`link` returns, for a block of mentions."""
+        """The links of a block of mentions."""
         mention, place = (best.rows >= 0).nonzero(as_tuple=True)
         rows = best.rows[mention, place]
         scores = {name: score[mention, place].tolist() for name, score in best.scores.items()}
+        probabilities: list[float | None] = [None] * len(rows)
+        if self.model.calibration is not None and best.log_partition is not None:
+            found = self.model.calibration.probability(best.scores["union"], best.log_partition[:, 0])
+            probabilities = found[mention, place].tolist()
         ids, names = self.index.ids.gather(rows), self.index.names.gather(rows)
         answers: list[list[dict[str, Any]]] = [[] for _ in best.rows]
         for at, own in enumerate(mention.tolist()):
             components = {name: scores[name][at] if name in scores else None for name in COMPONENTS}
-            entity = {"id": ids[at], "name": names[at]}
-            answers[own].append({**entity, "score": scores["union"][at], "components": components})
+            entity = {"id": ids[at], "name": names[at], "score": scores["union"][at]}
+            answers[own].append({**entity, "probability": probabilities[at], "components": components})
         return answers
 
 
@@ -281,6 +317,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("-k", type=int, default=10, help="links per mention (default 10)")
     coarse = "rerank the C entities with the best coarse scores: fast, approximate (default: all entities, exact)"
     parser.add_argument("--candidates", metavar="C", type=int, help=coarse)
+    dropped = "a mention whose best entity is less probable has none, null (default: the checkpoint's; 0: never)"
+    parser.add_argument("--nil-threshold", metavar="P", type=float, help=dropped)
     parser.add_argument("--strict-images", action="store_true", help="a missing or unreadable image is an error")
     add_device_option(parser)
     args = parser.parse_args(argv)
@@ -299,15 +337,21 @@ def main(argv: list[str] | None = None) -> None:
         strict_images=args.strict_images,
         progress=True,
     )
+    calibration = linker.model.calibration
+    nil_threshold = chosen_threshold("--nil-threshold", calibration, args.nil_threshold)
     links, images = linker._link([request for _, request in records], args.k, args.candidates)
+    found = [Links(answers, nil_threshold).entity for answers in links]
     # a lone surrogate, half of a character where a text was cut, is written as the escape that it was read from
     with (
         replace_file(Path(args.output)) as temporary,
         temporary.open("w", encoding="utf-8", errors="backslashreplace") as out,
     ):
-        for (record, _), answers in zip(records, links, strict=True):
-            out.write(json.dumps(record | {"links": answers}, ensure_ascii=False) + "\n")
-    print(f"{len(links)} mentions linked to {len(linker.index)} entities: {args.output}")
+        for (record, _), entity, answers in zip(records, found, links, strict=True):
+            out.write(json.dumps(record | {"entity": entity, "links": answers}, ensure_ascii=False) + "\n")
+    none = f", {found.count(None)} of them to none (probability below {nil_threshold:.4g})" if nil_threshold else ""
+    print(f"{len(links)} mentions linked to {len(linker.index)} entities{none}: {args.output}")
+    if calibration is None:
+        print(f"probabilities are null: the checkpoint is not calibrated ({HOW_TO_CALIBRATE})")
     for report in (linker.images, images):
         if report.summary():
             print(report.summary())

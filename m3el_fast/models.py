@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from huggingface_hub import ModelCard, ModelHubMixin
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from m3el_fast.calibration import Calibration
 from m3el_fast.config import M3ELConfig, MIMICConfig, RunConfig, read_yaml
 from m3el_fast.encoder import Encoder
-from m3el_fast.encoder.encoder import ARCHITECTURE_FILE
 from m3el_fast.errors import InputError
 from m3el_fast.features import Features, Inputs, Scores, TowerOutputs
-from m3el_fast.files import replace_folder
 from m3el_fast.gather import gather_rows, world
-from m3el_fast.hub_card import edited, make_card, published, published_towers
+from m3el_fast.hub_card import edited
 from m3el_fast.hub_results import Results
-from m3el_fast.hub_transfer import CARD_FILE, INDEX_FOLDER, Repository, download, require_repository_name
+from m3el_fast.hub_transfer import CARD_FILE, download
 from m3el_fast.losses import ContrastiveLoss, matching_losses
 from m3el_fast.matching import Side, build_matcher
+from m3el_fast.weights import load_state, read_weights
 
 if TYPE_CHECKING:
     from m3el_fast.index import EntityIndex
@@ -34,7 +30,7 @@ CONFIG_FILE = "config.yaml"
 WEIGHTS_FILE = "model.safetensors"
 
 
-class MELModel(nn.Module, ModelHubMixin, library_name="m3el_fast", tags=["entity-linking", "multimodal"]):
+class MELModel(nn.Module):
     """A multimodal entity linking model; use :class:`M3EL` or :class:`MIMIC`.
 
     Args:
@@ -44,6 +40,7 @@ class MELModel(nn.Module, ModelHubMixin, library_name="m3el_fast", tags=["entity
     Attributes:
         results: what was measured of these weights, kept with the checkpoint; None = nothing. Set it to None, or to
             what is true then, after training on.
+        calibration: what makes probabilities of these weights' scores, kept with the checkpoint as ``results`` is.
         card: the text of a model card that its user wrote or changed, which is kept; None = one is generated.
 
     Raises:
@@ -60,6 +57,7 @@ class MELModel(nn.Module, ModelHubMixin, library_name="m3el_fast", tags=["entity
         self.encoder = encoder
         self.matcher = build_matcher(config.model, encoder.dims)
         self.results: Results | None = None
+        self.calibration: Calibration | None = None
         self.card: bytes | None = None
         self.contrastive: ContrastiveLoss | None = None
         if isinstance(config.model, M3ELConfig) and config.model.contrastive != "none":
@@ -133,24 +131,19 @@ class MELModel(nn.Module, ModelHubMixin, library_name="m3el_fast", tags=["entity
             push_to_hub: then :meth:`push_to_hub` to ``repo_id`` (default: the folder's name), whose arguments follow.
 
         Raises:
-            InputError: there is a file, or a folder of other files, which would be lost; the index is another model's.
+            InputError: there is a file, or a folder of other files, which would be lost; the index is another model's;
+                metadata for a card that was edited.
         """
-        from m3el_fast.hub_index import given_index, kept_index, link_or_copy
+        from m3el_fast.checkpoint import index_of, save
 
         target = Path(save_directory)
-        if target.exists() and not (target / CONFIG_FILE).exists() and not _is_empty_folder(target):
-            got = "a folder of other files" if target.is_dir() else "a file"
-            raise InputError(target, "a new folder or a checkpoint to replace", got)
-        carried = kept_index(self, target) if index is None else given_index(self, index)
-        card = edited(_read(target / CARD_FILE)) or self.card
-        with replace_folder(target) as folder:
-            self._write(folder, self.config, target.name, carried, link_or_copy, card, model_card_kwargs)
+        save(self, target, index, model_card_kwargs)
         if push_to_hub:
-            options = {"index": carried, "model_card_kwargs": model_card_kwargs, **push_to_hub_kwargs}
+            options = {"index": index_of(target), "model_card_kwargs": model_card_kwargs, **push_to_hub_kwargs}
             return self.push_to_hub(repo_id or target.name, **options)
         return None
 
-    def push_to_hub(  # type: ignore[override]  # the mixin's patterns would part an index from its weights
+    def push_to_hub(
         self,
         repo_id: str,
         *,
@@ -163,8 +156,8 @@ class MELModel(nn.Module, ModelHubMixin, library_name="m3el_fast", tags=["entity
     ) -> str:
         """Make this model the checkpoint in a repository of the Hugging Face Hub; it is created where there is none.
 
-        The names of this machine's folders stay here (:func:`published`). A card that was edited, here or else on the
-        Hub, is kept. The repository's index is ``index`` afterwards, or none; other files in it stay.
+        The names of this machine's folders stay here. A card that was edited, here or else on the Hub, is kept. The
+        repository's index is ``index`` afterwards, or none; other files in it stay. All changes in one commit.
 
         Args:
             index, model_card_kwargs: as in :meth:`save_pretrained`.
@@ -174,69 +167,13 @@ class MELModel(nn.Module, ModelHubMixin, library_name="m3el_fast", tags=["entity
             The address of the commit.
 
         Raises:
-            InputError: the index is another model's (nothing is sent), or the Hub refuses, in its words.
+            InputError: the index is another model's or there is metadata for a card that was edited (nothing is sent),
+                or the Hub refuses, in its words.
         """
-        from m3el_fast.hub_index import given_index
+        from m3el_fast.checkpoint import push
 
-        require_repository_name(repo_id)
-        carried = None if index is None else given_index(self, index)
-        repository = Repository(repo_id, private, token, branch)
-        card = self.card or edited(repository.card())
-        with tempfile.TemporaryDirectory() as place:
-            self.stage(Path(place), repository.name, carried, card, model_card_kwargs)
-            return repository.upload(Path(place), commit_message)
-
-    def stage(
-        self,
-        folder: Path,
-        repo_id: str,
-        index: EntityIndex | None = None,
-        card: bytes | None = None,
-        model_card_kwargs: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Write what :meth:`push_to_hub` sends into an empty folder; an index's files as symbolic links."""
-        self._write(folder, published(self.config), repo_id, index, _symlink, card, model_card_kwargs)
-        towers = folder / ARCHITECTURE_FILE
-        towers.write_text(published_towers(towers.read_text(encoding="utf-8")), encoding="utf-8")
-
-    def generate_model_card(
-        self, name: str = "CHECKPOINT", *, entities: int | None = None, **metadata: Any
-    ) -> ModelCard:
-        """The card of this model.
-
-        Args:
-            name: of the folder or repository, for the lines that show how to use it.
-            entities: in the index that comes with it, None = there is none.
-            metadata: as ``model_card_kwargs``.
-        """
-        data, results = self._hub_mixin_info.model_card_data, self.results
-        config = published(self.config)
-        return make_card(config, data, name=name, results=results, entities=entities, metadata=metadata)
-
-    def _write(
-        self,
-        folder: Path,
-        config: RunConfig,
-        name: str,
-        index: EntityIndex | None,
-        place: Callable[[Path, Path], object],
-        card: bytes | None,
-        metadata: Mapping[str, Any] | None,
-    ) -> None:
-        from m3el_fast.hub_index import put_index
-
-        (folder / CONFIG_FILE).write_text(config.dump(), encoding="utf-8")
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        self.encoder.save_architecture(folder)
-        if self.results is not None:
-            self.results.write(folder)
-        if index is not None:
-            put_index(index, folder / INDEX_FOLDER, place)
-        if card is None:
-            entities = None if index is None else len(index)
-            card = str(self.generate_model_card(name, entities=entities, **metadata or {})).encode()
-        (folder / CARD_FILE).write_bytes(card)
+        options: dict[str, Any] = {"private": private, "token": token, "branch": branch, "message": commit_message}
+        return push(self, repo_id, index, model_card_kwargs, **options)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
@@ -254,8 +191,10 @@ class MELModel(nn.Module, ModelHubMixin, library_name="m3el_fast", tags=["entity
             expected = f"a checkpoint of {cls.__name__}"
             raise InputError(f"{folder / CONFIG_FILE}, key model.type", expected, config.model.type)
         model = cls(config, Encoder.from_architecture(config.encoder, folder))
-        load_weights(model, folder / WEIGHTS_FILE)
-        model.results, model.card = Results.read(folder), edited(_read(folder / CARD_FILE))
+        weights = folder / WEIGHTS_FILE
+        load_state(model, read_weights(weights), weights)
+        model.results, model.calibration = Results.read(folder), Calibration.read(folder)
+        model.card = edited(read_card(folder))
         return model.eval()
 
 
@@ -302,47 +241,10 @@ def fetch_checkpoint(name: str | Path, *, with_index: bool = False, **kwargs: An
     return folder
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a safetensors file strictly; an :class:`InputError` names what is missing, unknown or of another shape."""
-    load_state(model, read_weights(path), path)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises :class:`InputError` where it is damaged or something else."""
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise InputError(path, "a safetensors file", str(error)) from None
-
-
-def load_state(module: nn.Module, state: dict[str, Tensor], where: str | Path) -> None:
-    """Load a state dict strictly. Raises :class:`InputError` as :func:`load_weights`."""
-    own = module.state_dict()
-    refuse_names(set(own) - set(state), set(state) - set(own), where)
-    for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
-            raise InputError(f"{where}, {name}", f"shape {tuple(own[name].shape)}", tuple(tensor.shape))
-    module.load_state_dict(state)
-
-
-def refuse_names(missing: Collection[str], unknown: Collection[str], where: str | Path) -> None:
-    """An :class:`InputError` that lists weights where there are any missing or unknown ones."""
-    for names, problem in ((missing, "missing"), (unknown, "unknown")):
-        if names:
-            listed = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
-            raise InputError(where, "the weights of this model", f"{len(names)} {problem}: {listed}")
-
-
-def _read(path: Path) -> bytes | None:
+def read_card(folder: Path) -> bytes | None:
+    """The model card in a checkpoint folder."""
+    path = folder / CARD_FILE
     return path.read_bytes() if path.is_file() else None
-
-
-def _symlink(source: Path, target: Path) -> None:
-    target.symlink_to(source)
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
 
 
 def _float(features: Features) -> Features:

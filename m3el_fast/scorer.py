@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from functools import partial
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,27 +17,18 @@ from m3el_fast.features import Scores, Vectors
 from m3el_fast.index import EntityIndex
 from m3el_fast.matching import Side
 from m3el_fast.models import MELModel
-from m3el_fast.scoring.candidates import Reranker, candidate_number, coarse_topk
+from m3el_fast.scoring.block import COMPONENTS, BlockScorer, listed, mention_count
+from m3el_fast.scoring.candidates import candidate_number
 from m3el_fast.scoring.entities import entities_on
-from m3el_fast.scoring.identity import Identity
+from m3el_fast.scoring.given import Candidates, candidate_rows, check_finite, check_gold, check_temperatures
 from m3el_fast.scoring.margins import Margins, Stats
 from m3el_fast.scoring.memory import sizes_on
-from m3el_fast.scoring.pairs import PairScorer
-from m3el_fast.scoring.ranks import MarginTooSmall, RankCounter
 from m3el_fast.scoring.scan import Scanner
-from m3el_fast.scoring.selection import Selection, TopK, best, threshold
+from m3el_fast.scoring.selection import TopK
 
 __all__ = ["COMPONENTS", "Scorer", "Stats", "TopK"]
 
-COMPONENTS = ("union", "text", "image", "cross")
-"""Scores that golds are ranked by; a model's form may lack the last three."""
-
-Candidates = Sequence[Sequence[str] | Tensor]
-
-_SAMPLE, _SAMPLED = 256, 2048  # pairs, at least, that the first margins come from, and entities, at most
 _BATCH = 256  # mentions that are encoded at a time, on a CPU
-
-_Result = TypeVar("_Result")
 
 
 class Scorer:
@@ -86,14 +76,12 @@ class Scorer:
         matcher = model.matcher
         if self.device != model.device:
             matcher = copy.deepcopy(matcher).to(self.device)
-        self._matcher, self._entities = matcher, entities_on(self.device, index)
+        self._entities = entities_on(self.device, index)
         self._sizes = sizes_on(self.device)
-        self._identity = Identity(matcher, index, self.device)
         self._scanner = Scanner(matcher, self._entities, scanning)
-        self._whole = Scanner(matcher, self._entities, settling)
-        self._pairs = PairScorer(matcher, self._entities, self._identity, settling)
-        self._reranker = Reranker(matcher, self._entities, self._identity, scanning)
         self._margins = Margins(checked=precision != "bf16")
+        parts = (index, self._entities, self._scanner, settling, self._margins, self.device)
+        self._scorer = BlockScorer(matcher, *parts)
 
     @property
     def batch(self) -> int:
@@ -106,7 +94,13 @@ class Scorer:
         return self._margins.stats()
 
     @torch.inference_mode()
-    def topk(self, mentions: Side, k: int, candidates: Candidates | int | None = None) -> TopK:
+    def topk(
+        self,
+        mentions: Side,
+        k: int,
+        candidates: Candidates | int | None = None,
+        temperatures: Sequence[float] = (),
+    ) -> TopK:
         """The k best entities of each of M mentions, with component scores.
 
         Args:
@@ -115,28 +109,33 @@ class Scorer:
                 of the union score that are inner products (spec section 5.1), chooses so many entities for each
                 mention, identical ones counting as one, and the exact score the k best of these, which is fast, and
                 misses what the coarse score ranks lower (``bench.recall`` measures how often); None = all entities.
+            temperatures: for each of them, :attr:`TopK.log_partition` sums exp(union / temperature) over all that
+                there is to choose from, identical entities one by one, in the scan that is made anyway. Settled scores
+                (those of the result at least) go into it as they are, others as the scan gives them, so that it is off
+                by at most e / temperature times the rest's share of the sum, e the error of the scan
+                (:attr:`Stats.error`). It adds one exponential for each pair and temperature.
 
         Raises:
             InputError: k is not in 1..E, a candidate is not in the index, there are fewer candidates than k or the
-                model has no coarse score, or a feature is not finite.
+                model has no coarse score, a temperature is not above 0, or a feature is not finite.
         """
-        if not 1 <= k <= len(self.index):
-            raise InputError("k", f"1 to {len(self.index)} (the number of entities)", k)
+        given = check_temperatures(temperatures)
+        self._check_k(k)
         number = candidate_number(candidates, k)
         rows = None
         if candidates is not None and number is None:
             assert not isinstance(candidates, int)
-            rows = self._candidate_rows(candidates, _count(mentions))
+            rows = candidate_rows(candidates, mention_count(mentions), self.index)
         parts: list[TopK] = []
         for start, block in self._blocks(mentions):
+            size = self._size(block)
             if number is not None:
-                parts.append(self._two_stages(block, k, min(number, len(self.index))))
+                parts.append(self._scorer.two_stages(block, size, k, min(number, len(self.index)), given))
             elif rows is None:
-                parts.append(self._until_margin_holds(partial(self._select, block, k)))
+                parts.append(self._scorer.select(block, size, k, given))
             else:
-                parts.append(self._choose(block, k, rows[start : start + _count(block)]))
-        scores = {name: torch.cat([part.scores[name] for part in parts]) for name in parts[0].scores}
-        return TopK(torch.cat([part.rows for part in parts]), scores)
+                parts.append(self._scorer.choose(block, k, rows[start : start + mention_count(block)], given))
+        return TopK.joined(parts)
 
     @torch.inference_mode()
     def ranks(self, mentions: Side, gold: Tensor) -> dict[str, Tensor]:
@@ -149,13 +148,22 @@ class Scorer:
         Raises:
             InputError: a gold is not a live row of the index, or a feature is not finite.
         """
-        self._check_gold(gold.cpu(), _count(mentions))
-        gold = gold.to(self.device)
+        parts = [self._scorer.rank(block, self._size(block), own) for block, own in self._with_gold(mentions, gold)]
+        return _joined(parts)
+
+    @torch.inference_mode()
+    def ranks_and_topk(
+        self, mentions: Side, gold: Tensor, k: int, temperatures: Sequence[float] = ()
+    ) -> tuple[Vectors, TopK]:
+        """What :meth:`ranks` and :meth:`topk` among all entities return, of one scan. Arguments and errors are
+        theirs."""
+        self._check_k(k)
+        given = check_temperatures(temperatures)
         parts = [
-            self._until_margin_holds(partial(self._rank, block, gold[start : start + _count(block)]))
-            for start, block in self._blocks(mentions)
+            self._scorer.rank_and_select(block, self._size(block), own, k, given)
+            for block, own in self._with_gold(mentions, gold)
         ]
-        return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+        return _joined([ranks for ranks, _ in parts]), TopK.joined([top for _, top in parts])
 
     @torch.inference_mode()
     def scores(self, mentions: Side) -> Tensor:
@@ -180,223 +188,58 @@ class Scorer:
         """
         if candidates is None:
             return self._matrix(mentions, tuple(field.name for field in fields(Scores)))
-        rows = self._candidate_rows(candidates, _count(mentions))
+        rows = candidate_rows(candidates, mention_count(mentions), self.index)
         width = max(map(len, rows), default=0)
         parts: list[Vectors] = []
         for start, block in self._blocks(mentions):
-            own = rows[start : start + _count(block)]
-            mention, row = _listed(own)
+            own = rows[start : start + mention_count(block)]
+            mention, row = listed(own)
             place = torch.cat([torch.arange(len(one)) for one in own]) if own else mention
             blank = torch.full((len(own), width), -torch.inf)
-            scores = self._settled(block, mention.to(self.device), row.to(self.device))
+            scores = self._scorer.settled(block, mention.to(self.device), row.to(self.device))
             parts.append({name: blank.index_put((mention, place), score.cpu()) for name, score in scores.items()})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    # -- one block of mentions ----------------------------------------------------------------------------------------
-
-    def _select(self, mentions: Side, k: int) -> TopK:
-        margin = self._margins.of("union")
-        selection = Selection(_count(mentions), k, margin, self.device)
-        eligible = self._eligible(k)
-        for block in self._scanner.scan(mentions, self._size(mentions), ("union",)):
-            selection.offer(block.scores["union"], block.start, eligible[block.start : block.stop])
-            self._margins.count(scanned=block.scores["union"].numel())
-        mention, row, scanned = selection.entries()
-        return self._best(mentions, k, margin, mention, row, scanned)
-
-    def _two_stages(self, mentions: Side, k: int, candidates: int) -> TopK:
-        coarse = self._matcher.coarse(mentions)
-        if not coarse.item and not coarse.visual:
-            expected = "ids or nothing: no term of this model's union score is an inner product, to choose by"
-            raise InputError("candidates", expected, candidates)
-        # of identical entities the first stands for all: rounding may give their coarse scores different last bits
-        eligible, size = self._eligible(1), self._size(mentions)
-        values, rows = coarse_topk(coarse, self._entities, size, eligible, candidates)
-        scanned = self._reranker.scores(mentions, values, rows)
-        there = rows >= 0
-        self._margins.count(scanned=_count(mentions) * len(eligible), reranked=int(there.sum()))
-        last = scanned.topk(k, dim=1).values[:, -1]
-
-        def attempt() -> TopK:
-            margin = self._margins.of("union")
-            near = there & (scanned >= threshold(last, margin)[:, None])
-            mention, column = near.nonzero(as_tuple=True)
-            place, row = self._identity.copies(rows[mention, column], k)
-            mention, column = mention[place], column[place]
-            return self._best(mentions, k, margin, mention, row, scanned[mention, column])
-
-        return self._until_margin_holds(attempt)
-
-    def _best(self, mentions: Side, k: int, margin: float, mention: Tensor, row: Tensor, scanned: Tensor) -> TopK:
-        """The k best of entries [P] that may be, by their scanned scores."""
-        scores = self._settled(mentions, mention, row)
-        if not self._margins.holds("union", margin, scanned, scores["union"].nan_to_num(nan=-torch.inf)):
-            raise MarginTooSmall
-        return best(mention, row, scores, _count(mentions), k)
-
-    def _eligible(self, k: int) -> Tensor:
-        """[rows] bool: with k identical ones ahead of it, which win ties, an entity is not among the k best."""
-        return self._entities.live & (self._identity.occurrence < k)
-
-    def _choose(self, mentions: Side, k: int, rows: list[Tensor]) -> TopK:
-        mention, row = (column.to(self.device) for column in _listed([one.unique() for one in rows]))
-        return best(mention, row, self._settled(mentions, mention, row), len(rows), k)
-
-    def _rank(self, mentions: Side, gold: Tensor) -> dict[str, Tensor]:
-        own = self._settled(mentions, torch.arange(len(gold), device=self.device), gold)
-        counters = {name: self._counter(name, mentions, gold, own[name]) for name in COMPONENTS if name in own}
-        for block in self._scanner.scan(mentions, self._size(mentions), counters):
-            rows = slice(block.start, block.stop)
-            live = self._entities.live[rows].long()
-            for name, counter in counters.items():
-                if name == "image":
-                    assert block.distinct is not None
-                    weights = torch.zeros_like(block.images).index_add(0, block.place, live)
-                    counter.add(block.distinct, block.images, block.images, weights)
-                else:
-                    leader = self._identity.of(name)[rows]
-                    counter.add(block.scores[name], leader, leader, live)
-            self._margins.count(scanned=block.scores["union"].numel())
-        return {name: counter.ranks() for name, counter in counters.items()}
-
-    def _counter(self, name: str, mentions: Side, gold: Tensor, own: Tensor) -> RankCounter:
-        margin = self._margins.of(name)
-        keys = self._entities.image_index if name == "image" else self._identity.of(name)
-        identical = keys[self._entities.live].bincount()[keys[gold]]
-
-        def settle(mention: Tensor, unit: Tensor) -> Tensor:
-            self._margins.count(settled=len(unit))
-            if name == "image":
-                found = self._pairs.image(mentions, mention, unit)
-            else:
-                found = self._pairs.scores(mentions, mention, unit, name)[name]
-            return found.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-
-        def holds(scanned: Tensor, settled: Tensor) -> bool:
-            return self._margins.holds(name, margin, scanned, settled)
-
-        own = own.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-        return RankCounter(own, keys[gold], identical, margin, settle, holds)
-
-    def _matrix(self, mentions: Side, names: tuple[str, ...]) -> dict[str, Tensor]:
-        """Scores [M, E] of all live entities, those of identical ones copied from their leader."""
-        parts: list[Vectors] = []
-        for _, side in self._blocks(mentions):
-            blocks: list[Vectors] = []
-            for block in self._whole.scan(side, self._size(side), names):
-                blocks.append({name: score.cpu() for name, score in block.scores.items()})
-            whole = {name: torch.cat([b[name] for b in blocks], dim=1) for name in blocks[0]}
-            live = self._entities.live
-            parts.append({name: score[:, self._identity.of(name)[live].cpu()] for name, score in whole.items()})
-            self._margins.count(scanned=_count(side) * self.index.rows)
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-    # -- margins ------------------------------------------------------------------------------------------------------
-
-    def _until_margin_holds(self, attempt: Callable[[], _Result]) -> _Result:
-        while True:
-            try:
-                return attempt()
-            except MarginTooSmall:
-                self._margins.count(repeats=1)
-
-    def _calibrate(self, mentions: Side) -> None:
-        """The first margins, from pairs spread over the first entities."""
-        block = next(self._scanner.scan(mentions, min(_SAMPLED, self._size(mentions)), COMPONENTS))
-        count, width = block.scores["union"].shape
-        step = (width * count // max(_SAMPLE, 8 * count)) | 1  # odd, so that mentions meet different entities
-        pairs = torch.arange(0, count * width, step, device=self.device)
-        mention, column = pairs // width, pairs % width
-        settled = self._settled(mentions, mention, column + block.start)
-        settled = {name: settled[name] for name in COMPONENTS if name in settled}
-        self._margins.calibrate({name: block.scores[name][mention, column] for name in settled}, settled)
-
-    def _settled(self, mentions: Side, mention: Tensor, row: Tensor) -> Vectors:
-        self._margins.count(settled=len(row))
-        return self._pairs.scores(mentions, mention, row)
+    def _matrix(self, mentions: Side, names: tuple[str, ...]) -> Vectors:
+        parts = [self._scorer.matrix(block, self._size(block), names) for _, block in self._blocks(mentions)]
+        return _joined(parts)
 
     # -- what callers give --------------------------------------------------------------------------------------------
 
     def _blocks(self, mentions: Side) -> Iterator[tuple[int, Side]]:
-        _check_finite(mentions)
-        count = _count(mentions)
+        check_finite(mentions)
+        count = mention_count(mentions)
         size = self._sizes.mentions_of(count)
         for start in range(0, max(1, count), size):
             part = mentions.take(slice(start, start + size))
-            index = torch.arange(_count(part)) if part.image_index is None else part.image_index
+            index = torch.arange(mention_count(part)) if part.image_index is None else part.image_index
             item, visual = (
                 {name: _working(tensor, self.device) for name, tensor in tensors.items()}
                 for tensors in (part.item, part.visual)
             )
             side = Side(item, visual, index.to(self.device))
-            if not self._margins.calibrated and _count(side):
-                self._calibrate(side)
+            if not self._margins.calibrated and mention_count(side):
+                self._scorer.calibrate(side, self._size(side))
             yield start, side
+
+    def _with_gold(self, mentions: Side, gold: Tensor) -> Iterator[tuple[Side, Tensor]]:
+        """Blocks with their golds, on the device."""
+        check_gold(gold.cpu(), mention_count(mentions), self.index)
+        for start, block in self._blocks(mentions):
+            yield block, gold[start : start + mention_count(block)].to(self.device)
+
+    def _check_k(self, k: int) -> None:
+        if not 1 <= k <= len(self.index):
+            raise InputError("k", f"1 to {len(self.index)} (the number of entities)", k)
 
     def _size(self, mentions: Side) -> int:
         """Entities to scan at a time."""
-        return self._block or self._sizes.entities_with(_count(mentions))
-
-    def _candidate_rows(self, candidates: Candidates, mentions: int) -> list[Tensor]:
-        if len(candidates) != mentions:
-            raise InputError("candidates", f"one list of ids for each of {mentions} mentions", f"{len(candidates)}")
-        named = [(number, own) for number, own in enumerate(candidates, 1) if not isinstance(own, Tensor)]
-        for number, ids in named:
-            if isinstance(ids, str) or not all(isinstance(one, str) for one in ids):
-                raise InputError(f"candidates, mention {number}", "a list of ids, each a string", repr(ids))
-        found = self.index.find([one for _, ids in named for one in ids]).split([len(ids) for _, ids in named])
-        by_id = {number: rows for (number, _), rows in zip(named, found, strict=True)}
-        return [self._checked(number, own, by_id.get(number)) for number, own in enumerate(candidates, 1)]
-
-    def _checked(self, number: int, given: Sequence[str] | Tensor, found: Tensor | None) -> Tensor:
-        """The rows that a mention's candidates stand for, ``found`` of ids; refused where one is no live entity."""
-        if found is None:
-            assert isinstance(given, Tensor)
-            if given.dtype != torch.int64 or given.dim() != 1:
-                got = f"{given.dtype} of shape {tuple(given.shape)}"
-                raise InputError(f"candidates, mention {number}", "ids, or rows int64 [C]", got)
-            found = given.cpu()
-        outside = (found < 0) | (found >= self.index.rows)
-        unknown = outside | ~self.index.live[found.masked_fill(outside, 0)]
-        if unknown.any():
-            place = int(unknown.nonzero()[0])
-            one = given[place]
-            got = repr(one) if isinstance(one, str) else f"row {int(one)}"
-            raise InputError(f"candidates, mention {number}", "ids of entities in the index", got)
-        return found
-
-    def _check_gold(self, gold: Tensor, mentions: int) -> None:
-        if gold.shape != (mentions,):
-            raise InputError("gold", f"one row for each of {mentions} mentions", f"shape {tuple(gold.shape)}")
-        outside = (gold < 0) | (gold >= self.index.rows)
-        removed = ~self.index.live[gold.clamp(0, self.index.rows - 1)]
-        for wrong, got in ((outside, "no row of it"), (removed, "a removed entity")):
-            if wrong.any():
-                place = int(wrong.nonzero()[0])
-                expected = f"a row of the index, 0 to {self.index.rows - 1}"
-                raise InputError(f"gold, mention {place + 1}", expected, f"{int(gold[place])}, {got}")
-
-
-def _check_finite(mentions: Side) -> None:
-    for kind, tensors in (("mention", mentions.item), ("image", mentions.visual)):
-        for name, tensor in tensors.items():
-            wrong = ~tensor.flatten(1).isfinite().all(dim=1)
-            if wrong.any():
-                where = f"mentions, {kind} {int(wrong.nonzero()[0]) + 1}"
-                raise InputError(where, "finite features", f"NaN or infinity in {name}")
+        return self._block or self._sizes.entities_with(mention_count(mentions))
 
 
 def _working(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device) if tensor.dtype == torch.bool else tensor.to(device, torch.float32)
 
 
-def _count(side: Side) -> int:
-    if side.image_index is not None:
-        return len(side.image_index)
-    return len(next(iter((side.item or side.visual).values())))
-
-
-def _listed(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mention and row [P] of lists of rows, one a mention."""
-    counts = torch.tensor([len(one) for one in rows], dtype=torch.int64)
-    return torch.arange(len(rows)).repeat_interleave(counts), torch.cat([torch.empty(0, dtype=torch.int64), *rows])
+def _joined(parts: list[Vectors]) -> Vectors:
+    return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}

@@ -12,12 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerBase
 
+from m3el_fast.calibrate import calibrate
+from m3el_fast.calibration import Calibration
 from m3el_fast.config import RunConfig, preset_names, read_yaml, resolve_preset
 from m3el_fast.data.layout import entity_text, mention_text, read_kb, read_mentions
 from m3el_fast.data.sample import write_sample
@@ -26,12 +27,24 @@ from m3el_fast.dataset import Dataset, load_dataset
 from m3el_fast.encoder import Encoder
 from m3el_fast.errors import InputError, run_command
 from m3el_fast.evaluate import ROW_NAMES
+from m3el_fast.evaluate_answers import unanswered
 from m3el_fast.files import replace_file
 from m3el_fast.frozen import freeze
+from m3el_fast.hub_results import data_name
 from m3el_fast.metrics import Metrics, table
 from m3el_fast.models import MELModel, build_model, load_model
 from m3el_fast.ops.build import native_report
-from m3el_fast.trainer import CHECKPOINT, Interrupted, Trainer, distributed_ranks, make_accelerator, no_results
+from m3el_fast.scorer import Scorer
+from m3el_fast.trainer import (
+    CHECKPOINT,
+    Interrupted,
+    Trainer,
+    distributed_evidence,
+    distributed_ranks,
+    kb_scorer,
+    make_accelerator,
+    measured,
+)
 
 RESULTS_FILE = "results.json"
 EXAMPLES_FILE = "examples.jsonl"
@@ -148,16 +161,20 @@ def _describe(config: RunConfig, model: MELModel, data: Dataset) -> str:
 def _test(config: RunConfig, data: Dataset, output: Path, accelerator: Accelerator) -> None:
     """Rank the test split with the best checkpoint and, for a model from scratch, with its initial weights.
 
-    The checkpoint keeps the full model's metrics.
+    The checkpoint keeps the full model's metrics, and a calibration fitted to the dev split.
     """
     best = load_model(output / CHECKPOINT).to(accelerator.device)
-    rows = {ROW_NAMES[name]: Metrics.of(ranks) for name, ranks in _ranks(best, data, accelerator).items()}
+    test, scorer = data.splits["test"], kb_scorer(accelerator, best, data.entities)
+    rows = {ROW_NAMES[name]: Metrics.of(ranks) for name, ranks in distributed_ranks(accelerator, scorer, test).items()}
+    best.calibration = _calibration(config, data, scorer, accelerator)
     if config.encoder.scratch is not None:
         set_seed(config.train.seed)
         fresh = make_model(config).to(accelerator.device)
-        rows[UNTRAINED] = Metrics.of(_ranks(fresh, data, accelerator)["union"])
+        ranks = distributed_ranks(accelerator, kb_scorer(accelerator, fresh, data.entities), test)
+        rows[UNTRAINED] = Metrics.of(ranks["union"])
     if accelerator.is_main_process:
-        best.results = (best.results or no_results(config, data)).plus("test", rows[ROW_NAMES["union"]])
+        dev = best.results.splits if best.results else {}
+        best.results = measured(config, data, {**dev, "test": rows[ROW_NAMES["union"]]})
         best.save_pretrained(output / CHECKPOINT)
         _write_examples(data, output)
         with replace_file(output / RESULTS_FILE) as temporary:
@@ -175,8 +192,12 @@ def _write_examples(data: Dataset, output: Path) -> None:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def _ranks(model: MELModel, data: Dataset, accelerator: Accelerator) -> dict[str, torch.Tensor]:
-    return distributed_ranks(accelerator, model, data.entities, data.splits["test"])
+def _calibration(config: RunConfig, data: Dataset, scorer: Scorer, accelerator: Accelerator) -> Calibration:
+    assert config.data.dir is not None
+    folder = Path(config.data.dir)
+    without = unanswered(config.data, folder, scorer.model.encoder, "dev", data.kb.row)
+    splits = [data.splits["dev"]] if without is None else [data.splits["dev"], without]
+    return calibrate(distributed_evidence(accelerator, scorer, splits), data_name(folder), len(data.kb))
 
 
 def _show(results: Path, output: Path) -> None:

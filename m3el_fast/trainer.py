@@ -6,6 +6,7 @@ import csv
 import math
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -18,13 +19,15 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from m3el_fast.calibration_fit import TEMPERATURES, Evidence
 from m3el_fast.config import RunConfig, TrainConfig
 from m3el_fast.dataset import Dataset, Split
 from m3el_fast.encode import Source
 from m3el_fast.errors import InputError
 from m3el_fast.evaluate import rank_split
+from m3el_fast.evaluate_answers import answer, join
 from m3el_fast.files import replace_file
-from m3el_fast.hub_results import Results, data_name
+from m3el_fast.hub_results import Results, SplitName, data_name
 from m3el_fast.index import EntityIndex
 from m3el_fast.metrics import Metrics
 from m3el_fast.models import MELModel
@@ -195,7 +198,8 @@ class Trainer:
         return (epoch + 1) % self.train.eval_every == 0 or epoch + 1 == self.train.epochs
 
     def _validate(self, bar: tqdm[Any], log: _Log | _NoLog) -> None:
-        ranks = distributed_ranks(self.accelerator, self.model, self.data.entities, self.data.splits["dev"])
+        scorer = kb_scorer(self.accelerator, self.model, self.data.entities)
+        ranks = distributed_ranks(self.accelerator, scorer, self.data.splits["dev"])
         metrics = Metrics.of(ranks["union"])
         state = self.progress
         improved = metrics.mrr > state.best_mrr
@@ -209,7 +213,7 @@ class Trainer:
             note = "best so far" if improved else f"no better, {state.bad} of {self.train.patience}"
             bar.write(f"epoch {state.epoch + 1}: dev Hits@1 {metrics.hits[1]:.4f}, MRR {metrics.mrr:.4f} ({note})")
             if improved:
-                self.model.results = no_results(self.config, self.data).plus("dev", metrics)
+                self.model.results = measured(self.config, self.data, {"dev": metrics})
                 self.model.save_pretrained(self.output / CHECKPOINT)
         self.accelerator.wait_for_everyone()
 
@@ -243,20 +247,29 @@ class Trainer:
         self.progress = Progress(**state["progress"])
 
 
-def no_results(config: RunConfig, data: Dataset) -> Results:
-    """Results on a data set, before anything is measured."""
+def measured(config: RunConfig, data: Dataset, splits: dict[SplitName, Metrics]) -> Results:
+    """The results that a checkpoint keeps: metrics of the full model by split."""
     assert config.data.dir is not None
-    return Results(data=data_name(Path(config.data.dir)), entities=len(data.kb.entities), splits={})
+    return Results(data=data_name(Path(config.data.dir)), entities=len(data.kb.entities), splits=splits)
 
 
-def distributed_ranks(accelerator: Accelerator, model: MELModel, entities: Source, split: Split) -> dict[str, Tensor]:
+def kb_scorer(accelerator: Accelerator, model: MELModel, entities: Source) -> Scorer:
+    """Of the KB as ``model`` encodes it, which every process does."""
+    return Scorer(model, EntityIndex.build(model, entities, progress=accelerator.is_main_process))
+
+
+def distributed_ranks(accelerator: Accelerator, scorer: Scorer, split: Split) -> dict[str, Tensor]:
     """Ranks of a split's golds by component; every process ranks its share of the mentions, all get the whole."""
-    progress = accelerator.is_main_process
-    index = EntityIndex.build(model, entities, progress=progress)
     rows = torch.arange(len(split.gold))[accelerator.process_index :: accelerator.num_processes]
-    scorer = Scorer(model, index)
-    parts = [p for p in gather_object([rank_split(scorer, split, rows, progress)]) if p]
+    parts = [p for p in gather_object([rank_split(scorer, split, rows, accelerator.is_main_process)]) if p]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def distributed_evidence(accelerator: Accelerator, scorer: Scorer, splits: Sequence[Split]) -> Evidence:
+    """What a calibration is fitted to; every process answers its share of the mentions, all get the whole."""
+    share = slice(accelerator.process_index, None, accelerator.num_processes)
+    own = answer(scorer, splits, 1, TEMPERATURES, share=share, progress=accelerator.is_main_process)
+    return join(gather_object(own)).evidence()
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

@@ -15,6 +15,7 @@ from huggingface_hub import constants
 
 import encoder_folders as made
 from fake_hub import FakeHub, running_hub
+from m3el_fast.calibration import Calibration
 from m3el_fast.config import RunConfig
 from m3el_fast.encoder import Encoder
 from m3el_fast.errors import InputError
@@ -31,6 +32,9 @@ from tiny import tiny_config, tiny_inputs, tiny_model, write_tiny
 from trained import failure
 
 RESULTS = Results(data="TINY", entities=12, splits={"dev": Metrics.of(torch.tensor([1, 2, 30]))})
+CALIBRATION = Calibration(
+    temperature=0.7, nil_score=3.5, nil_threshold=0.2, data="TINY", entities=12, mentions=26, nil=2
+)
 MENTIONS = [{"mention": "Elm", "sentence": "We saw the inn number 0"}, {"mention": "Elm", "sentence": "a mill"}]
 CHECKPOINT = {
     ".gitattributes",
@@ -103,7 +107,7 @@ def scores(model: MELModel) -> torch.Tensor:
 
 def test_a_model_and_its_index_come_back(ours: Made, hub: FakeHub) -> None:
     address = ours.model.push_to_hub("me/model", index=ours.index)
-    assert address == f"{constants.ENDPOINT}/me/model/commit/{2:040x}"
+    assert address == f"{constants.ENDPOINT}/me/model/commit/{1:040x}"
     assert hub.files("me/model").keys() == CHECKPOINT | index_files(ours.index)  # no lock among them
     assert hub.files("me/model")["index/manifest.json"] == (ours.index / "manifest.json").read_bytes()
     assert "me/model" not in hub.private
@@ -127,19 +131,19 @@ def test_a_model_and_its_index_come_back(ours: Made, hub: FakeHub) -> None:
     )
 
 
-def test_who_downloads_during_a_push_gets_the_checkpoint_of_before(ours: Made, hub: FakeHub, tmp_path: Path) -> None:
-    """The weights and the manifest change in one commit, when the index's files are there."""
-    ours.model.push_to_hub("me/model", index=ours.index)
+def test_an_index_of_the_same_file_names_comes_with_its_weights(ours: Made, hub: FakeHub, tmp_path: Path) -> None:
+    """Whatever commit is downloaded, before, during or after a push, is of one model: sizes, too, are the same here."""
     changed = other(ours.model)
-    changed.push_to_hub("me/model", index=encode(changed, ours.data, tmp_path / "new"))
-    *_, before, between, after = hub.commits["me/model"]
-    assert all(between[path] == content for path, content in before.items() if path not in index_files(ours.index))
-    assert between["index/manifest.json"] == before["index/manifest.json"]
-    assert index_files(tmp_path / "new") <= between.keys()
-    assert after.keys() == CHECKPOINT | index_files(tmp_path / "new")
-    assert Linker.from_pretrained("me/model").link(MENTIONS[:1], k=1)
-    first = Linker.from_pretrained("me/model", revision=f"{2:040x}")
-    assert first.link(MENTIONS, k=2) == Linker(ours.model, index=EntityIndex.open(ours.index)).link(MENTIONS, k=2)
+    encode(changed, ours.data, tmp_path / "new")
+    assert index_files(tmp_path / "new") == index_files(ours.index)
+    expected = []
+    for model, index in ((ours.model, ours.index), (changed, tmp_path / "new")):
+        model.push_to_hub("me/model", index=index)
+        expected.append(Linker(model, index=EntityIndex.open(index)).link(MENTIONS, k=2))
+    assert hub.files("me/model").keys() == CHECKPOINT - {"metrics.json"} | index_files(tmp_path / "new")
+    revisions = [f"{number:040x}" for number in range(1, len(hub.commits["me/model"]))]
+    assert [Linker.from_pretrained("me/model", revision=one).link(MENTIONS, k=2) for one in revisions] == expected
+    assert expected[0] != expected[1]
 
 
 def test_a_push_without_an_index_takes_the_old_one_away(ours: Made, hub: FakeHub) -> None:
@@ -151,6 +155,18 @@ def test_a_push_without_an_index_takes_the_old_one_away(ours: Made, hub: FakeHub
     with pytest.raises(InputError, match=r"kb: expected a data set folder \(the checkpoint names none\), got nothing"):
         Linker.from_pretrained("me/model")
     assert len(Linker.from_pretrained("me/model", ours.data).index) == 12
+
+
+def test_metrics_and_calibration_of_other_weights_do_not_stay(ours: Made, hub: FakeHub) -> None:
+    model = other(ours.model)
+    model.results, model.calibration = RESULTS, CALIBRATION
+    model.push_to_hub("me/model")
+    assert load_model("me/model").calibration == CALIBRATION
+    model.results = model.calibration = None
+    model.push_to_hub("me/model")
+    assert hub.files("me/model").keys() == CHECKPOINT - {"metrics.json"}
+    loaded = load_model("me/model")
+    assert (loaded.results, loaded.calibration) == (None, None)
 
 
 def test_private_and_saved_and_pushed_at_once(ours: Made, hub: FakeHub, tmp_path: Path) -> None:
@@ -218,6 +234,22 @@ def test_a_card_that_was_edited_on_the_hub_stays(ours: Made, hub: FakeHub, tmp_p
     (tmp_path / "a" / "README.md").write_text("# Written here\n")
     load_model(tmp_path / "a").push_to_hub("me/model")
     assert hub.files("me/model")["README.md"] == b"# Written here\n"
+
+
+def test_metadata_does_not_go_into_an_edited_card(ours: Made, hub: FakeHub, tmp_path: Path) -> None:
+    mine, license = b"# mine\n", {"license": "mit"}
+    message = r"README.md: expected a card that metadata can be written into, got one that was edited. State license in"
+    ours.model.push_to_hub("me/model")
+    hub.commits["me/model"].append(hub.files("me/model") | {"README.md": mine})
+    commits = len(hub.commits["me/model"])
+    with pytest.raises(InputError, match=message):
+        ours.model.push_to_hub("me/model", model_card_kwargs=license)
+    ours.model.save_pretrained(tmp_path / "a")
+    (tmp_path / "a" / "README.md").write_bytes(mine)
+    before = below(tmp_path / "a")
+    with pytest.raises(InputError, match=message):
+        ours.model.save_pretrained(tmp_path / "a", index=ours.index, model_card_kwargs=license)
+    assert (len(hub.commits["me/model"]), below(tmp_path / "a")) == (commits, before)
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
@@ -359,7 +391,7 @@ def test_files_are_copied_where_they_cannot_be_linked(
     def refuse(*args: object) -> None:
         raise OSError("another file system")
 
-    monkeypatch.setattr("m3el_fast.hub_index.os.link", refuse)
+    monkeypatch.setattr("m3el_fast.checkpoint.os.link", refuse)
     ours.model.save_pretrained(tmp_path / "model", index=ours.index)
     index = EntityIndex.open(tmp_path / "model" / "index", ours.model)
     index.verify(progress=False)
@@ -379,7 +411,7 @@ def test_the_push_command(
     ours: Made, saved: Path, hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub_command(["push", str(saved), "me/model", "--private", "--license", "mit"])
-    assert capsys.readouterr().out == f"{constants.ENDPOINT}/me/model/commit/{2:040x}\n"
+    assert capsys.readouterr().out == f"{constants.ENDPOINT}/me/model/commit/{1:040x}\n"
     assert hub.private == {"me/model"}
     assert hub.files("me/model").keys() == CHECKPOINT | index_files(ours.index)
     assert b"license: mit" in hub.files("me/model")["README.md"]
@@ -387,7 +419,7 @@ def test_the_push_command(
     link_command(
         ["me/model", "--input", str(tmp_path / "mentions.jsonl"), "--output", str(tmp_path / "links.jsonl"), "-k", "2"]
     )
-    assert capsys.readouterr().out == f"1 mentions linked to 12 entities: {tmp_path / 'links.jsonl'}\n"
+    assert capsys.readouterr().out.startswith(f"1 mentions linked to 12 entities: {tmp_path / 'links.jsonl'}\n")
     shutil.rmtree(saved / "index")
     hub_command(["push", str(saved), "me/other", "--index", str(ours.index)])
     hub_command(["push", "me/other", "me/copy"])

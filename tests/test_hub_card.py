@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import re
@@ -19,10 +20,10 @@ import encoder_folders as made
 from m3el_fast.config import RunConfig
 from m3el_fast.encoder import Encoder
 from m3el_fast.errors import InputError
-from m3el_fast.hub_card import edited, published
+from m3el_fast.hub_card import edited, make_card, published
 from m3el_fast.hub_results import Results, data_name
 from m3el_fast.metrics import Metrics
-from m3el_fast.models import MELModel, build_model, load_model
+from m3el_fast.models import MELModel, load_model
 from tiny import tiny_config, tiny_model
 from trained import Trained, trained_in
 
@@ -82,6 +83,10 @@ DAMAGES = {
         '{"data": "x", "entities": 3, "splits": {"train": {}}}',
         "metrics.json, key splits.train.[key]: expected metrics as m3el_fast writes them, got ",
     ),
+    "no-split": (
+        '{"data": "x", "entities": 3, "splits": {}}',
+        "metrics.json, key splits: expected metrics as m3el_fast writes them, got ",
+    ),
     "value": (
         '{"data": "x", "entities": "many", "splits": {}}',
         "metrics.json, key entities: expected metrics as m3el_fast writes them, got ",
@@ -99,13 +104,15 @@ def test_damaged_metrics_are_named(content: str, message: str, tmp_path: Path) -
     assert "\n" not in str(refusal.value)
 
 
-def test_the_data_set_is_called_as_its_files_are(tmp_path: Path) -> None:
+def test_the_data_set_is_called_as_its_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "folder").mkdir()
     assert data_name(tmp_path / "folder") == "folder"
     (tmp_path / "folder" / "wiki_diverse_test.json").touch()
     assert data_name(tmp_path / "folder") == "wiki_diverse"
     (tmp_path / "folder" / "other_test.json").touch()
     assert data_name(tmp_path / "folder") == "folder"
+    monkeypatch.chdir(tmp_path / "folder")
+    assert data_name(Path(".")) == "folder"
 
 
 # -- the card ---------------------------------------------------------------------------------------------------------
@@ -147,6 +154,40 @@ def test_the_hub_reads_the_metadata(form: str, paper: str, tmp_path: Path) -> No
     assert "all 132,460 entities" in card.text
 
 
+NAMES = ['we"ird', "two\nlines", "x\n---\nlicense: mit\n---\n", "back\\slash", "{{ 7 * 7 }}", "it's", "- é: ü"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("entities", [None, 3])
+def test_odd_names_stay_names(name: str, entities: int | None) -> None:
+    """Of a folder and of a data set: in the metadata, in the text and in the code."""
+    results = RESULTS.model_copy(update={"data": name})
+    made = make_card(small().config, name=name, results=results, entities=entities, metadata={"datasets": [name]})
+    assert edited(str(made).encode()) is None
+    card = ModelCard(str(made))
+    data = card.data.to_dict()
+    assert data.keys() == {"library_name", "tags", "metrics", "model-index", "datasets"}
+    assert data["datasets"] == [name]
+    assert data["model-index"][0]["results"][0]["dataset"]["name"] == name
+    assert card.text.splitlines()[1] == "# " + " ".join(name.split())
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, re.S)
+    call = next(node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call))
+    assert isinstance(call.args[0], ast.Constant) and call.args[0].value == name
+
+
+def test_metrics_that_are_no_number_or_of_other_ks(tmp_path: Path) -> None:
+    """They are kept as they are, and shown."""
+    model = small()
+    odd = Metrics({1: 0.5, 2: float("nan")}, float("nan"), 1.0, 3)
+    model.results = Results(data="d", entities=3, splits={"dev": odd, "test": TEST})
+    model.save_pretrained(tmp_path / "a")
+    loaded = load_model(tmp_path / "a").results
+    assert loaded is not None and repr(loaded) == repr(model.results)
+    text = (tmp_path / "a" / "README.md").read_text()
+    assert "| split | mentions | Hits@1 | Hits@2 | Hits@3 | Hits@5 | Hits@10 | Hits@20 | MRR |" in text
+    assert "| dev | 3 | 0.5000 | nan |  |  |  |  | nan |" in text
+
+
 def test_a_card_without_metrics_and_license_claims_none(tmp_path: Path) -> None:
     small().save_pretrained(tmp_path / "a")
     card = ModelCard.load(tmp_path / "a" / "README.md")
@@ -182,11 +223,11 @@ def test_towers_of_the_hub_are_the_base_models(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     maker(tmp_path / "owner" / "clip")  # stands in for a Hub name while it is read
     config = RunConfig.parse({"encoder": {"pretrained": "owner/clip", "max_text_tokens": made.LT, "dv": 8}}, "test")
-    model = build_model(config, Encoder.create(config.encoder))
-    card = model.generate_model_card()
+    Encoder.create(config.encoder)  # a folder that can be used
+    card = make_card(config, name="a", results=None, entities=None, metadata={})
     assert "base_model" not in card.data.to_dict()  # it is a folder
     (tmp_path / "owner").rename(tmp_path / "gone")
-    card = model.generate_model_card()
+    card = make_card(config, name="a", results=None, entities=None, metadata={})
     assert card.data.base_model == "owner/clip"
     assert "| encoder | owner/clip |" in card.text
 

@@ -74,12 +74,12 @@ def test_the_command_writes_each_mention_with_its_links(
     link(link_arguments(trained, work, "-k", "3"))
     assert capsys.readouterr().out.splitlines() == [f"5 mentions linked to 12 entities: {work / 'links.jsonl'}"]
     written = read(work)
-    assert [{key: r[key] for key in r if key != "links"} for r in written] == MENTIONS
+    assert [{key: r[key] for key in r if key not in ("entity", "links")} for r in written] == MENTIONS
     names = {e["qid"]: e["entity_name"] for e in json.loads((trained.data / "kb_entity.json").read_text())}
     for record in written:
         assert len(record["links"]) == 3
         for found in record["links"]:
-            assert found.keys() == {"id", "name", "score", "components"}
+            assert found.keys() == {"id", "name", "score", "probability", "components"}
             assert found["name"] == names[found["id"]]
             assert tuple(found["components"]) == COMPONENTS == ("text", "image", "t2v", "v2t")
             text, image, t2v, v2t = (found["components"][name] for name in COMPONENTS)
@@ -181,14 +181,14 @@ def test_a_number_of_candidates(trained: Trained, work: Path, linker: Linker, mo
     given: list[object] = []
     real = Scorer.topk
 
-    def topk(self: Scorer, mentions: Side, k: int, candidates: Any = None) -> TopK:
+    def topk(self: Scorer, mentions: Side, k: int, candidates: Any = None, *more: Any) -> TopK:
         named = (
             [[linker.index.ids[row] for row in own.tolist()] for own in candidates]
             if isinstance(candidates, list)
             else candidates
         )
         given.append(named)
-        return real(self, mentions, k, candidates)
+        return real(self, mentions, k, candidates, *more)
 
     monkeypatch.setattr(Scorer, "topk", topk)
     records = in_folder(work)
@@ -240,6 +240,7 @@ def test_half_characters_and_a_byte_order_mark(trained: Trained, work: Path, lin
     link(link_arguments(trained, work, "-k", "2"))
     (record,) = read(work)
     links = record.pop("links")
+    assert record.pop("entity") == links[0]["id"]
     assert record == json.loads(line)
     assert same(links, linker.link([{"mention": "Elm \ufffd", "sentence": "cut \ufffd"}], k=2)[0])
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 import encoder_folders as made
-from m3el_fast import hub_transfer, models
+from m3el_fast import checkpoint, hub_transfer, models
 from m3el_fast.config import RunConfig
 from m3el_fast.encoder import Encoder
 from m3el_fast.errors import InputError
@@ -116,6 +116,16 @@ def test_saving_replaces_the_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
+def test_the_folder_that_one_is_in_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small().save_pretrained(tmp_path / "a")
+    (tmp_path / "a" / "sub").mkdir()
+    for place, target in (("a", "."), ("a/sub", ".."), ("a", str(tmp_path / "a"))):
+        monkeypatch.chdir(tmp_path / place)
+        with pytest.raises(InputError, match=r": expected a folder to replace, got the one that this process works in"):
+            small("mimic").save_pretrained(target)
+    assert isinstance(load_model(tmp_path / "a"), M3EL)
+
+
 def fails(*args: object, **kwargs: object) -> None:
     raise OSError("no space left on device")
 
@@ -133,7 +143,7 @@ def no_second_replace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 FAILURES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "weights": lambda patch: patch.setattr(models, "save_file", fails),
+    "weights": lambda patch: patch.setattr(checkpoint, "save_file", fails),
     "tokenizer": lambda patch: patch.setattr(Encoder, "save_architecture", fails),
     "rename": no_second_replace,
 }

@@ -174,16 +174,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(data: Path, tmp_path: Path) -> 
         train(tiny_config(data, epochs=20, lr=1e30), tmp_path / "run")
 
 
-FORMS: list[dict[str, object]] = [
-    {},
+FORMS: list[dict[str, object]] = [{}, {"type": "mimic"}]
+SLOW_FORMS: list[dict[str, object]] = [
     {"union": "released", "icl_variant": "released"},
-    {"type": "mimic"},
     {"cross": False},
     {"contrastive": "mclet", "pooling": "soft", "mask_duplicates": True},
 ]
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize(
+    "form", [*FORMS, *(pytest.param(form, marks=pytest.mark.slow) for form in SLOW_FORMS)], ids=str
+)
 def test_two_processes_equal_one(data: Path, tmp_path: Path, form: dict[str, object]) -> None:
     """20 steps of the same global batch, gloo; fp32 within 1e-5, and 5e-5 for the key biases of the towers.
 

@@ -64,6 +64,10 @@ class Identity:
         # a copy from the CPU is there when it returns, for a thread on another stream too
         return torch.empty_like(order).index_put((order,), earlier - before).to(self._device)
 
+    def number(self, row: Tensor) -> Tensor:
+        """How many live rows are identical in the union score to each of the rows ``row``, int64 of its shape."""
+        return self._groups[2][row]
+
     def copies(self, row: Tensor, most: int) -> tuple[Tensor, Tensor]:
         """The first ``most`` live rows that are identical in the union score to each of the live rows ``row`` [P].
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,10 +20,20 @@ class TopK:
         rows: [M, k] int64 rows of the index, best first, ties to the lower row; -1 where candidates run out.
         scores: by component (``union``, ``text``, ``image``, ``cross``, ``t2v``, ``v2t`` where the model has it),
             [M, k] fp32; -inf where candidates run out.
+        log_partition: log of the sum of exp(union / temperature) over all entities that there were to choose from,
+            [M, T] fp64 for T temperatures; -inf where there were none. None = no temperature was given.
     """
 
     rows: Tensor
     scores: dict[str, Tensor]
+    log_partition: Tensor | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[TopK]) -> TopK:
+        """Of parts of the mentions, at least one, one after another."""
+        scores = {name: torch.cat([part.scores[name] for part in parts]) for name in parts[0].scores}
+        logs = [part.log_partition for part in parts if part.log_partition is not None]
+        return cls(torch.cat([part.rows for part in parts]), scores, torch.cat(logs) if logs else None)
 
 
 class Selection:
@@ -73,8 +83,13 @@ def threshold(last: Tensor, margin: float) -> Tensor:
     return (last - 2 * margin).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
 
 
-def best(mention: Tensor, row: Tensor, scores: Mapping[str, Tensor], mentions: int, k: int) -> TopK:
-    """The k best by the union score of settled entries [P]; NaN counts as the least."""
+def best(mention: Tensor, row: Tensor, scores: Mapping[str, Tensor], log_partition: Tensor, k: int) -> TopK:
+    """The k best by the union score of settled entries [P], of M mentions; NaN counts as the least.
+
+    Args:
+        log_partition: [M, T], for the result.
+    """
+    mentions = len(log_partition)
     order = row.argsort(stable=True)
     union = scores["union"].nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
     order = order[union[order].argsort(descending=True, stable=True)]
@@ -85,4 +100,5 @@ def best(mention: Tensor, row: Tensor, scores: Mapping[str, Tensor], mentions: i
     at = (mention[order], place)
     rows = row.new_full((mentions, k), -1).index_put(at, row[order])
     blank = union.new_full((mentions, k), -math.inf)
-    return TopK(rows.cpu(), {name: blank.index_put(at, score[order]).cpu() for name, score in scores.items()})
+    placed = {name: blank.index_put(at, score[order]).cpu() for name, score in scores.items()}
+    return TopK(rows.cpu(), placed, log_partition.cpu() if log_partition.shape[1] else None)
