@@ -22,6 +22,8 @@ assert not outside, f"not from the wheel: {outside}"
 assert "m3el_fast.kernels" in names
 for preset in preset_names():
     RunConfig.load(preset)
+for data in ("hub_card.md", "py.typed"):
+    assert (Path(m3el_fast.__file__).parent / data).is_file(), data
 report = native_report()
 assert not report.missing and not report.cuda_missing, report
 for op in ("topk", "topk_merge", "rerank_topk"):

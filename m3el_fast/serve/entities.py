@@ -1,0 +1,70 @@
+"""What is known of an entity: from the index its name, from the KB its texts and its picture."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from m3el_fast.data.images import UnreadableImage
+from m3el_fast.data.layout import Entity, KnowledgeBase
+from m3el_fast.index import EntityIndex
+from m3el_fast.serve.errors import Refused, shown
+from m3el_fast.serve.pictures import thumbnail
+
+_PICTURES = 1024  # small ones, that are kept
+
+
+class Entities:
+    """Entities as clients see them. A picture is the first of an entity's record in the KB, whatever a client asks.
+
+    Args:
+        kb: None = texts and pictures are unknown.
+    """
+
+    def __init__(self, kb: KnowledgeBase | None) -> None:
+        self.there = kb is not None
+        self._records: dict[str, Entity] = {} if kb is None else {one.qid: one for one in kb.entities}
+        self._thumbnail = lru_cache(_PICTURES)(thumbnail)
+
+    def describe(self, index: EntityIndex, identity: str) -> dict[str, Any]:
+        """As :class:`EntityOut`.
+
+        Raises:
+            Refused: there is no such entity (404).
+        """
+        row = index.find([identity])
+        if row[0] < 0:
+            raise _unknown(identity)
+        record = self._records.get(identity)
+        picture = None if self._picture(identity) is None else f"/entities/{quote(identity, safe='')}/image"
+        return {
+            "id": identity,
+            "name": index.names.gather(row)[0],
+            "attr": None if record is None else record.attr,
+            "desc": None if record is None else record.desc,
+            "image": picture,
+        }
+
+    def picture(self, identity: str) -> bytes:
+        """A small JPEG file.
+
+        Raises:
+            Refused: there is none, or it cannot be read (404).
+        """
+        path = self._picture(identity)
+        if path is None:
+            raise _unknown(identity, "an entity with a picture")
+        try:
+            return self._thumbnail(path)
+        except UnreadableImage as problem:
+            raise Refused(404, "id", "an entity with a picture", f"{shown(identity)}: {problem}") from None
+
+    def _picture(self, identity: str) -> Path | None:
+        record = self._records.get(identity)
+        return None if record is None or not record.images else record.images[0]
+
+
+def _unknown(identity: str, expected: str = "the id of an entity") -> Refused:
+    return Refused(404, "id", expected, shown(identity))

@@ -1,0 +1,190 @@
+"""Requests that are too large, too slow or too many, and clients that go away."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from m3el_fast.serve.service import Service
+from serve.serving import Served, running
+from serve.test_serve_api import GOOD, coded, picture
+
+BODY = {"mentions": [GOOD]}
+
+
+class Held:
+    """Stands in a linker's place until ``go_on`` is set; counts the queries of each call."""
+
+    def __init__(self, service: Service) -> None:
+        self.linker = service.index.linker
+        self.calls: list[int] = []
+        self.started, self.go_on = threading.Semaphore(0), threading.Event()
+
+    def answer(self, queries: list[Any]) -> Any:
+        self.calls.append(len(queries))
+        self.started.release()
+        assert self.go_on.wait(20)
+        return self.linker.answer(queries)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.linker, name)
+
+
+@contextmanager
+def held(served: Served, **limits: Any) -> Iterator[tuple[str, Held, Service]]:
+    service = served.service(**limits)
+    held = Held(service)
+    service.index.linker = held  # type: ignore[assignment]
+    with running(service) as address:
+        try:
+            yield address, held, service
+        finally:
+            held.go_on.set()
+
+
+def post(address: str) -> httpx.Response:
+    return httpx.post(f"{address}/link", json=BODY, timeout=30)
+
+
+def until(condition: Any) -> None:
+    limit = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+
+
+def raw(address: str, *parts: bytes) -> socket.socket:
+    """A connection that has sent ``parts`` of a request, and more if its caller wants so."""
+    place = urlsplit(address)
+    connection = socket.create_connection((place.hostname, place.port), timeout=20)
+    for part in parts:
+        connection.sendall(part)
+    return connection
+
+
+def head(length: int) -> bytes:
+    return (
+        f"POST /link HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n".encode()
+    )
+
+
+# -- size -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(served: Served) -> Iterator[str]:
+    """Of a server that takes bodies of 50,000 bytes and pictures of 20,000 bytes and 10,000 pixels."""
+    with running(served.service(body=50_000, image=20_000, pixels=10_000)) as address:
+        yield address
+
+
+@pytest.mark.parametrize("length", [50_001, 300_000, 5_000_000])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_is_too_large(length: int, chunked: bool, small: str) -> None:
+    def chunks() -> Iterator[bytes]:
+        for start in range(0, length, 10_000):
+            yield b" " * min(10_000, length - start)
+
+    headers = {"content-type": "application/json"} | ({} if chunked else {"content-length": str(length)})
+    try:
+        answer = httpx.post(f"{small}/link", content=chunks(), headers=headers)
+    except httpx.TransportError:
+        assert length > 100_000  # beyond twice the limit the server reads no more: a client may not get to its answer
+        return
+    assert answer.status_code == 413
+    got = "more" if chunked else str(length)
+    assert answer.json() == {"error": {"where": "body", "expected": "at most 50,000 bytes", "got": got}}
+
+
+def test_a_body_of_just_the_size(small: str) -> None:
+    content = b'{"mentions": [{"mention": "Elm", "sentence": "x"}]}'.ljust(50_000)
+    answer = httpx.post(f"{small}/link", content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 200
+
+
+def test_a_form_that_is_too_large(small: str) -> None:
+    answer = httpx.post(f"{small}/link", data=GOOD, files={"image": b"x" * 60_000})
+    assert (answer.status_code, answer.json()["error"]["where"]) == (413, "body")
+
+
+def test_a_picture_that_is_too_large(small: str) -> None:
+    many, big = picture(kind="BMP", size=(100, 90)), picture(size=(101, 100), kind="JPEG")
+    assert len(many) > 20_000 > len(big)
+    found = [
+        httpx.post(f"{small}/link", json={"mentions": [GOOD | {"image": coded(data)}]}) for data in (many, big)
+    ] + [httpx.post(f"{small}/link", data=GOOD, files={"image": data}) for data in (many, big)]
+    assert [answer.status_code for answer in found] == [413, 422, 413, 422]
+    assert found[0].json()["error"]["expected"] == "an image file of at most 20,000 bytes"
+    assert found[1].json()["error"]["got"] == "101 x 100 pixels, more than 10,000"
+
+
+# -- time and number --------------------------------------------------------------------------------------------------
+
+
+def test_a_body_that_comes_too_slowly(served: Served) -> None:
+    with running(served.service(seconds=0.3)) as address, raw(address, head(99), b'{"mentions"') as slow:
+        assert slow.recv(99).startswith(b"HTTP/1.1 408")
+
+
+def test_linking_that_takes_too_long(served: Served) -> None:
+    with held(served, seconds=0.3) as (address, holder, service):
+        late = post(address)
+        assert late.status_code == 504
+        assert late.json() == {"error": {"where": "server", "expected": "an answer in 0.3 s", "got": "none"}}
+        waiting = post(address)  # behind the first, and taken back
+        assert waiting.status_code == 504
+        holder.go_on.set()
+        until(lambda: post(address).status_code == 200)
+        assert sum(holder.calls[:2]) == 2  # the first, and the one after the second
+        assert service.requests == 0
+
+
+def test_too_many_requests(served: Served) -> None:
+    with held(served, requests=3) as (address, holder, service), ThreadPoolExecutor(3) as pool:
+        asked: list[Future[httpx.Response]] = [pool.submit(post, address) for _ in range(3)]
+        until(lambda: service.requests == 3)
+        refused = post(address)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert refused.json()["error"] == {"where": "server", "expected": "fewer than 3 requests in hand", "got": "3"}
+        assert httpx.get(f"{address}/healthz").json()["requests"] == 3  # the event loop is free
+        holder.go_on.set()
+        assert [one.result().status_code for one in asked] == [200] * 3
+        assert post(address).status_code == 200
+
+
+def test_clients_that_go_away(served: Served) -> None:
+    content = b'{"mentions": [{"mention": "Elm", "sentence": "x"}]}'
+    with held(served) as (address, holder, service), ThreadPoolExecutor(2) as pool:
+        first = pool.submit(post, address)
+        assert holder.started.acquire(timeout=10)
+        gone = [raw(address, head(len(content)), content), raw(address, head(len(content)), content[:9])]
+        last = pool.submit(post, address)
+        until(lambda: service.requests == 4)
+        for connection in gone:
+            connection.close()
+        until(lambda: service.requests == 2)
+        holder.go_on.set()
+        assert (first.result().status_code, last.result().status_code) == (200, 200)
+        assert sum(holder.calls) == 2
+
+
+def test_requests_in_hand_are_finished(served: Served) -> None:
+    service = served.service()
+    holder = Held(service)
+    service.index.linker = holder  # type: ignore[assignment]
+    with ThreadPoolExecutor(2) as pool:
+        with running(service) as address:
+            asked = [pool.submit(post, address) for _ in range(2)]
+            until(lambda: service.requests == 2)
+            threading.Timer(0.3, holder.go_on.set).start()
+        # the server has ended
+        assert [one.result().status_code for one in asked] == [200, 200]
