@@ -169,10 +169,22 @@ def _row(record: Record, machine: str) -> str:
 def _peers(record: Record) -> Iterator[str]:
     """The ratio to each, or why there is none."""
     for peer, ratio in record.ratios.items():
-        yield f"{significant(ratio)} x {escape(peer.removeprefix(f'{record.name}: '))}"
+        yield f"{significant(ratio)} x {escape(_short(peer, record.name))}"
     for peer, why in record.facts.items():
         if str(why).startswith("not measured"):
             yield f'<span class="none">{escape(peer)}: {escape(str(why))}</span>'
+
+
+def _short(peer: str, name: str) -> str:
+    """A peer's name without the computation, which it shares with the record's: ``COMPUTATION, FORM``."""
+    if peer.startswith(f"{name}: "):
+        return peer.removeprefix(f"{name}: ")
+    parts = peer.split(", ")
+    for own in name.split(", "):
+        if len(parts) == 1 or own != parts[0]:
+            break
+        parts = parts[1:]
+    return ", ".join(parts)
 
 
 def _list(items: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bench.machine import matmul_rate
 from bench.measure import Measure
+from bench.memory import peak_memory
 from bench.scales import SCALES, Scale
 from m3el_fast.config import RunConfig
 from m3el_fast.data.tokenizer import train_tokenizer
@@ -179,6 +180,7 @@ def test_encode(
         unit=kind,
         limit=flop / items / matmul,
         bars={SHARE: 0.6} if kind == "entities" else {},
+        peak=peak_memory(call),
         flop=flop / items,
         moved=moved / items,
         gflop_each=flop / items / 1e9,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bench import report, report_readme
+from bench import report, report_page, report_readme
 from bench.report_data import GPU_GROUPS, GPU_PARTS, Record, Run, load
 from bench.report_figures import compared, fitted
 from bench.report_page import Page, title
@@ -412,3 +412,14 @@ def test_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[s
     report.main([str(written(tmp_path, RANKING)), "--out", str(out)])
     assert capsys.readouterr().out == f"{out}\n"
     assert "ranking, m3el, avx512bf16" in Reader(out.read_text(encoding="utf-8")).text
+
+
+def test_peers_are_named_without_the_computation() -> None:
+    for peer, name, short in (
+        ("g2l_scores, text, eager, section 5", "g2l_scores, text, fp32", "eager, section 5"),
+        ("one mention, exact scan", "one mention, two stages, 100 candidates", "exact scan"),
+        ("ranks: eager", "ranks", "eager"),
+        ("released eager, tuned malloc", "ranking, m3el, avx2", "released eager, tuned malloc"),
+        ("best ten", "best ten, 10 candidates", "best ten"),
+    ):
+        assert report_page._short(peer, name) == short

@@ -157,15 +157,18 @@ def rank_all(
             part = _features(mentions, rows, form)
             with torch.inference_mode(), without_autocast(part.text_global.device):
                 side = form.mention_side(part)
-                ranks.append(scorer.ranks(side, gold[rows]))
-                if k is not None:
-                    best.append(scorer.topk(side, k))
+                if k is None:
+                    ranks.append(scorer.ranks(side, gold[rows]))
+                else:
+                    ranked, top = scorer.ranks_and_topk(side, gold[rows], k)
+                    ranks.append(ranked)
+                    best.append(top)
                 if scores:
                     matrix.append(scorer.scores(side))
             bar.update(len(part))
     found = {name: torch.cat([part[name] for part in ranks]) for name in ranks[0]}
-    top = TopK(torch.cat([part.rows for part in best]), _joined([part.scores for part in best])) if best else None
-    return Ranking(found.pop("union"), found, top, torch.cat(matrix) if matrix else None)
+    whole = TopK.joined(best) if best else None
+    return Ranking(found.pop("union"), found, whole, torch.cat(matrix) if matrix else None)
 
 
 @dataclass(frozen=True)
@@ -259,7 +262,3 @@ def _digest(form: Matcher) -> bytes:
         digest.update(f"{name} {list(tensor.shape)}".encode())
         digest.update(raw_bytes(tensor.cpu()))
     return digest.digest()
-
-
-def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
