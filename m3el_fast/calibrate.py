@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from m3el_fast.calibration import CALIBRATION_FILE, Calibration
@@ -13,6 +14,7 @@ from m3el_fast.devices import add_device_option, named_device
 from m3el_fast.errors import InputError, run_command
 from m3el_fast.evaluate import checkpoint_data, checkpoint_split
 from m3el_fast.evaluate_answers import answer, join, unanswered
+from m3el_fast.files import require_file_target
 from m3el_fast.hub_results import data_name
 from m3el_fast.models import load_model
 from m3el_fast.scorer import Scorer
@@ -47,6 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     if not target.is_dir():
         hint = "Of a checkpoint on the Hub save a copy first: load_model(NAME).save_pretrained(DIR)"
         raise InputError(target, "a checkpoint folder, to write into", "no such folder", hint)
+    require_file_target(target / CALIBRATION_FILE)
     model = load_model(target).to(named_device(args.device))
     folder = checkpoint_data(model.config.data, args.data, "--data")
     config = model.config.data
@@ -64,15 +67,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def describe(found: Calibration, evidence: Evidence) -> str:
-    """What was fitted, and how the split that it was fitted on looks with it and without."""
-    lines = [f"temperature {found.temperature:.4g}"]
+    """What was fitted, and the calibration error with it and without, over all mentions that it was fitted on."""
+    fitted, never = f"temperature {found.temperature:.4g}", None
     if found.nil_score is not None:
-        lines[0] += f", NIL score {found.nil_score:.4g}, NIL threshold {found.nil_threshold:.4g}"
-    plain = found.model_copy(update={"temperature": 1.0, "nil_score": None})
-    for name, one in (("scores as they are", plain), ("calibrated", found)):
-        measured = calibration_metrics(evidence.at(one.temperature), one, None)
-        lines.append(f"{name}: ECE {measured.ece:.4f}, NLL {measured.nll:.4f} ({measured.mentions} mentions)")
-    return "\n".join(lines)
+        fitted += f", NIL score {found.nil_score:.4g}, NIL threshold {found.nil_threshold:.4g}"
+        never = -math.inf  # without a calibration, NIL has no probability
+    plain = found.model_copy(update={"temperature": 1.0, "nil_score": never})
+    before, after = (calibration_metrics(evidence.at(one.temperature), one, None).ece for one in (plain, found))
+    return f"{fitted}\nECE over {found.mentions} mentions: {after:.4f}, of scores as they are {before:.4f}"
 
 
 if __name__ == "__main__":

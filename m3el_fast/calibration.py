@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from numbers import Real
 from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 from torch import Tensor
-from typing_extensions import Self
 
 from m3el_fast.errors import InputError
-from m3el_fast.files import replace_file
+from m3el_fast.side_files import SideFile
 
 CALIBRATION_FILE = "calibration.json"
 HOW_TO_CALIBRATE = "python -m m3el_fast.calibrate CHECKPOINT fits probabilities to the dev split"
@@ -19,7 +18,7 @@ HOW_TO_CALIBRATE = "python -m m3el_fast.calibrate CHECKPOINT fits probabilities 
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Calibration(BaseModel):
+class Calibration(SideFile):
     """Probabilities of the entities of a KB for a mention: a softmax of score / temperature (Guo et al., ICML 2017).
 
     Where the mentions that it was fitted on had some without an answer, having none (NIL) takes part like one more
@@ -33,7 +32,8 @@ class Calibration(BaseModel):
         mentions: of the dev split that it was fitted on, those without an answer included; nil: how many these are.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
+    file, content = CALIBRATION_FILE, "a calibration as m3el_fast writes it"
     temperature: Annotated[float, Field(gt=0)]
     nil_score: float | None
     nil_threshold: _Share | None
@@ -52,12 +52,6 @@ class Calibration(BaseModel):
         total = self.total(log_partition).reshape(-1, *[1] * (scores.dim() - 1))
         return (scores.double() / self.temperature - total).exp().nan_to_num(nan=0.0).clamp(max=1.0)
 
-    def nil_probability(self, log_partition: Tensor) -> Tensor:
-        """Probabilities [M] fp64 of having no answer; 0 where ``nil_score`` is None."""
-        if self.nil_score is None:
-            return torch.zeros_like(log_partition)
-        return (self.nil_score / self.temperature - self.total(log_partition)).exp()
-
     def total(self, log_partition: Tensor) -> Tensor:
         """The log partition [M] fp64 of the entities and NIL."""
         if self.nil_score is None:
@@ -65,23 +59,11 @@ class Calibration(BaseModel):
         nil = torch.tensor(self.nil_score / self.temperature, dtype=torch.float64)
         return torch.logaddexp(log_partition, nil)
 
-    def write(self, folder: Path) -> None:
-        with replace_file(folder / CALIBRATION_FILE) as temporary:
-            temporary.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
-    @classmethod
-    def read(cls, folder: Path) -> Self | None:
-        """What :meth:`write` wrote, None where there is none. Raises InputError where it is something else."""
-        path = folder / CALIBRATION_FILE
-        if not path.exists():
-            return None
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            where = f"{path}, key {key}" if key else path
-            raise InputError(where, "a calibration as m3el_fast writes it", first["msg"]) from None
+def check_threshold(where: str, given: float | None) -> None:
+    """Refuse a NIL threshold that is no probability. Raises InputError."""
+    if given is not None and (isinstance(given, bool) or not isinstance(given, Real) or not 0 <= given <= 1):
+        raise InputError(where, "a probability, from 0 to 1", given)
 
 
 def chosen_threshold(where: str, calibration: Calibration | None, given: float | None) -> float | None:
@@ -90,10 +72,9 @@ def chosen_threshold(where: str, calibration: Calibration | None, given: float |
     Raises:
         InputError: it is no probability, or there are no probabilities to compare with it.
     """
+    check_threshold(where, given)
     if given is None:
         return None if calibration is None else calibration.nil_threshold
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= 1:
-        raise InputError(where, "a probability, from 0 to 1", given)
     if calibration is None:
         raise InputError(where, "a calibrated checkpoint", f"one without {CALIBRATION_FILE}", HOW_TO_CALIBRATE)
     return float(given)

@@ -110,10 +110,12 @@ def calibration_metrics(evidence: Evidence, calibration: Calibration, threshold:
 
 
 def reliability(confidence: Tensor, right: Tensor, bins: int = BINS) -> list[Bin]:
-    """At most ``bins`` bins of equal mass, within one mention, of [M] confidences in ascending order."""
-    order = confidence.argsort(stable=True)
-    parts = zip(confidence[order].tensor_split(bins), right[order].double().tensor_split(bins), strict=True)
-    return [Bin(len(own), float(own.mean()), float(share.mean())) for own, share in parts if len(own)]
+    """At most ``bins`` bins of [M] confidences in ascending order, of equal mass but that equal ones stay together."""
+    confidence, order = confidence.sort()
+    starts = torch.searchsorted(confidence, confidence[torch.arange(bins) * len(confidence) // bins]).unique()
+    sizes = starts.diff(append=torch.tensor([len(confidence)])).tolist()
+    parts = zip(confidence.split(sizes), right[order].double().split(sizes), strict=True)
+    return [Bin(len(own), float(own.mean()), float(share.mean())) for own, share in parts]
 
 
 def expected_error(bins: list[Bin]) -> float:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from typing_extensions import Self
+from pydantic import ConfigDict, Field
 
-from m3el_fast.errors import InputError
 from m3el_fast.metrics import Metrics
+from m3el_fast.side_files import SideFile
 
 RESULTS_FILE = "metrics.json"
 
 SplitName = Literal["dev", "test"]
 
 
-class Results(BaseModel):
+class Results(SideFile):
     """Metrics of the full model, each mention ranked against all entities of the KB.
 
     Attributes:
@@ -24,27 +23,11 @@ class Results(BaseModel):
         splits: metrics by split, of one at least.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+    file, content = RESULTS_FILE, "metrics as m3el_fast writes them"
     data: str
     entities: int
     splits: dict[SplitName, Metrics] = Field(min_length=1)
-
-    def write(self, folder: Path) -> None:
-        (folder / RESULTS_FILE).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def read(cls, folder: Path) -> Self | None:
-        """What :meth:`write` wrote, None where there is none. Raises InputError where it is something else."""
-        path = folder / RESULTS_FILE
-        if not path.exists():
-            return None
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            where = f"{path}, key {key}" if key else path
-            raise InputError(where, "metrics as m3el_fast writes them", first["msg"]) from None
 
 
 def data_name(folder: Path) -> str:

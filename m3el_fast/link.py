@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from m3el_fast.calibration import HOW_TO_CALIBRATE, chosen_threshold
+from m3el_fast.calibration import HOW_TO_CALIBRATE, Calibration, check_threshold, chosen_threshold
 from m3el_fast.checkpoint import index_of
 from m3el_fast.data.cache import ImageCache
 from m3el_fast.data.images import ImageReport
-from m3el_fast.data.layout import KnowledgeBase, Mention, read_kb, valid_text
+from m3el_fast.data.layout import KnowledgeBase, Mention, read_kb
+from m3el_fast.data.records import read_json_lines, valid_text
 from m3el_fast.dataset import kb_source, mention_source, open_images
 from m3el_fast.devices import add_device_option, named_device
 from m3el_fast.errors import InputError, run_command
@@ -286,23 +287,10 @@ def _image(image: object, where: str, folder: Path | None) -> Path | None:
 
 def read_jsonl(path: Path) -> list[tuple[dict[str, Any], Request]]:
     """The records of a JSON Lines file and the mentions in them; blank lines are skipped."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise InputError(path, "a JSON Lines file of mentions", "no such file") from None
-    except OSError as error:
-        raise InputError(path, "a readable file", error.strerror) from None
-    except UnicodeDecodeError as error:
-        raise InputError(path, "UTF-8 text", str(error)) from None
-    records = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
-                raise InputError(f"{path}, line {number}", "a JSON object", str(error)) from None
-            records.append((record, parse_request(record, f"{path}, line {number}", path.parent)))
-    return records
+    return [
+        (record, parse_request(record, f"{path}, line {number}", path.parent))
+        for number, record in read_json_lines(path, "a JSON Lines file of mentions")
+    ]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -326,19 +314,17 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("-k", "at least 1", args.k)
     if args.candidates is not None and args.candidates < args.k:
         raise InputError("--candidates", f"at least {args.k} (-k)", args.candidates)
+    check_threshold("--nil-threshold", args.nil_threshold)
 
     require_file_target(Path(args.output))
     records = read_jsonl(Path(args.input))
-    linker = Linker.from_pretrained(
-        args.checkpoint,
-        args.kb,
-        index=args.index,
-        device=args.device,
-        strict_images=args.strict_images,
-        progress=True,
-    )
-    calibration = linker.model.calibration
+    device = str(named_device(args.device))
+    checkpoint = fetch_checkpoint(args.checkpoint, with_index=args.kb is None and args.index is None)
+    calibration = Calibration.read(checkpoint)
     nil_threshold = chosen_threshold("--nil-threshold", calibration, args.nil_threshold)
+    linker = Linker.from_pretrained(
+        checkpoint, args.kb, index=args.index, device=device, strict_images=args.strict_images, progress=True
+    )
     links, images = linker._link([request for _, request in records], args.k, args.candidates)
     found = [Links(answers, nil_threshold).entity for answers in links]
     # a lone surrogate, half of a character where a text was cut, is written as the escape that it was read from

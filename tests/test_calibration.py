@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -43,10 +45,15 @@ def nll(evidence: Evidence, scores: Tensor, temperature: float, nil_score: float
     return float((total - likely).mean())
 
 
+def nil_probability(calibration: Calibration, log_partition: Tensor) -> Tensor:
+    assert calibration.nil_score is not None
+    return (calibration.nil_score / calibration.temperature - log_partition).sigmoid()
+
+
 # -- fitting ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("nil_score", [None, 6.0])
+@pytest.mark.parametrize("nil_score", [None, 9.0])  # a third of the answers are NIL
 @pytest.mark.parametrize("temperature", [0.06, 1.0, 17.0])
 def test_the_temperature_that_made_the_answers_is_found(temperature: float, nil_score: float | None) -> None:
     nil_score = None if nil_score is None else nil_score * temperature
@@ -66,17 +73,35 @@ def test_the_temperature_that_made_the_answers_is_found(temperature: float, nil_
     assert best < nll(evidence, scores, 1.3 * found, found_nil) - 1e-3
 
 
+def test_the_likelihood_has_its_maximum_also_where_the_softmax_is_wrong() -> None:
+    """Here mentions have no answer whatever their scores are."""
+    evidence, scores = drawn(1.0, None, 500)
+    evidence = replace(evidence, gold=evidence.gold.masked_fill(torch.arange(500) % 3 == 0, torch.nan))
+    found, nil_score, _ = fit(evidence)
+    assert nil_score is not None
+    best = nll(evidence, scores, found, nil_score)
+    for factor in (0.97, 1.03):
+        assert nll(evidence, scores, found * factor, nil_score) > best
+        assert nll(evidence, scores, found, nil_score * factor) > best
+
+
 def test_with_nil_its_probabilities_sum_to_their_number() -> None:
     evidence, _ = drawn(1.0, 7.0)
     found = calibrate(evidence, "DRAWN", ENTITIES)
     assert (found.mentions, found.nil, found.data, found.entities) == (6000, int(evidence.nil.sum()), "DRAWN", 60)
     assert found.nil > 100
     logs = evidence.at(found.temperature).log_partition[:, 0]
-    assert float(found.nil_probability(logs).sum()) == pytest.approx(found.nil, rel=1e-6)
+    assert float(nil_probability(found, logs).sum()) == pytest.approx(found.nil, rel=1e-6)
     measured = calibration_metrics(evidence.at(found.temperature), found, found.nil_threshold)
     assert measured.ece < 0.03
     assert measured.confidence == pytest.approx(measured.accuracy, abs=0.02)
-    assert "ECE" in describe(found, evidence)
+    plain = expected_error(reliability((evidence.best - evidence.at(1.0).log_partition[:, 0]).exp(), evidence.right))
+    said = f"ECE over 6000 mentions: {measured.ece:.4f}, of scores as they are {plain:.4f}"
+    assert describe(found, evidence).splitlines()[1] == said
+    # no threshold treats more mentions rightly
+    probability = found.probability(evidence.best, logs)
+    others = [nil_metrics(probability, evidence.right, evidence.nil, at / 100).accuracy for at in range(101)]
+    assert measured.nil is not None and measured.nil.accuracy >= max(others) > others[0]
     # of a wrong temperature the error shows
     wrong = found.model_copy(update={"temperature": found.temperature / 3})
     assert calibration_metrics(evidence.at(wrong.temperature), wrong, None).ece > 0.1
@@ -117,7 +142,10 @@ def test_the_threshold_is_the_best_of_all() -> None:
                 return int(torch.where(nil, probability < at, right & (probability >= at)).sum())
 
             found = threshold(probability, right, nil)
-            assert treated(found) == max(treated(at / 14) for at in range(15))
+            gained = [treated(at / 14) for at in range(15)]
+            assert treated(found) == max(gained)
+            lowest = gained.index(max(gained)) / 14  # of the thresholds that are as good
+            assert (probability < found).equal(probability < lowest)
             assert 0 <= found <= 1
 
 
@@ -127,14 +155,25 @@ def test_the_threshold_is_the_best_of_all() -> None:
 def test_expected_calibration_error_by_hand() -> None:
     confidence = torch.tensor([0.9, 0.1, 0.3, 0.8, 0.6, 0.2, 0.7])
     right = torch.tensor([True, False, True, True, False, False, True])
-    bins = reliability(confidence, right, 3)  # .1 .2 .3 | .6 .7 | .8 .9
-    assert [one.mentions for one in bins] == [3, 2, 2]
-    assert [one.confidence for one in bins] == pytest.approx([0.2, 0.65, 0.85])
-    assert [one.accuracy for one in bins] == pytest.approx([1 / 3, 0.5, 1.0])
-    assert expected_error(bins) == pytest.approx((3 * (1 / 3 - 0.2) + 2 * 0.15 + 2 * 0.15) / 7)
+    bins = reliability(confidence, right, 3)  # .1 .2 | .3 .6 | .7 .8 .9
+    assert [one.mentions for one in bins] == [2, 2, 3]
+    assert [one.confidence for one in bins] == pytest.approx([0.15, 0.45, 0.8])
+    assert [one.accuracy for one in bins] == pytest.approx([0.0, 0.5, 1.0])
+    assert expected_error(bins) == pytest.approx((2 * 0.15 + 2 * 0.05 + 3 * 0.2) / 7)
     assert expected_error([Bin(5, 0.5, 0.5)]) == 0
     few = reliability(confidence[:2], right[:2])
     assert len(few) == 2 < BINS
+
+
+def test_equal_confidences_are_in_one_bin() -> None:
+    """So that the order of mentions does not matter."""
+    confidence = torch.tensor([0.9, 0.5, 0.5, 0.5, 0.5, 0.1, 0.5])
+    right = torch.tensor([True, True, True, True, False, False, False])
+    expected = [Bin(1, pytest.approx(0.1), 0.0), Bin(5, 0.5, 0.6), Bin(1, pytest.approx(0.9), 1.0)]
+    for order in (torch.arange(7), torch.arange(7).flip(0)):
+        assert reliability(confidence[order], right[order]) == expected
+        assert [one.mentions for one in reliability(confidence[order], right[order], 2)] == [1, 6]
+    assert reliability(torch.ones(40), torch.arange(40) < 10) == [Bin(40, 1.0, 0.25)]
 
 
 def test_nil_metrics_by_hand() -> None:
@@ -178,11 +217,14 @@ def test_probabilities_of_all_there_is_sum_to_one() -> None:
     for nil_score in (None, -2.0, 0.7):
         one = Calibration(nil_score=nil_score, **fitted)
         logs = torch.logsumexp(scores / 0.4, dim=1)
-        total = one.probability(scores, logs).sum(dim=1) + one.nil_probability(logs)
-        torch.testing.assert_close(total, torch.ones(4, dtype=torch.float64))
-        assert (one.nil_probability(logs) == 0).all() == (nil_score is None)
-    nothing = torch.full((1, 1), -torch.inf)
-    assert one.probability(nothing, torch.tensor([-torch.inf], dtype=torch.float64)).tolist() == [[0.0]]
+        total = one.probability(scores, logs).sum(dim=1)
+        rest = 0 if nil_score is None else nil_probability(one, logs)
+        torch.testing.assert_close(total + rest, torch.ones(4, dtype=torch.float64))
+    one = Calibration(nil_score=None, **fitted)
+    nothing = torch.full((1, 1), -torch.inf, dtype=torch.float64)
+    assert one.probability(nothing, nothing[0]).tolist() == [[0.0]]
+    rounded = torch.tensor([125 - 1e-9], dtype=torch.float64)
+    assert one.probability(torch.tensor([[50.0]]), rounded).tolist() == [[1.0]]
 
 
 # -- the file ---------------------------------------------------------------------------------------------------------
@@ -214,10 +256,17 @@ def test_a_file_that_is_something_else(content: str, where: str, tmp_path: Path)
         Calibration.read(tmp_path)
 
 
+def test_a_file_that_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / CALIBRATION_FILE).mkdir()
+    with pytest.raises(InputError, match=f"{CALIBRATION_FILE}: expected a calibration .*, got Is a directory"):
+        Calibration.read(tmp_path)
+
+
 def test_the_threshold_to_use() -> None:
     assert chosen_threshold("t", None, None) is None
     assert chosen_threshold("t", GOOD, None) == 0.2
     assert chosen_threshold("t", GOOD, 0) == 0.0
+    assert chosen_threshold("t", GOOD, np.float32(0.5)) == 0.5  # type: ignore[arg-type]
     for bad in (-0.1, 1.5, True, float("nan"), "0.5"):
         with pytest.raises(InputError, match="t: expected a probability, from 0 to 1, got"):
             chosen_threshold("t", GOOD, bad)  # type: ignore[arg-type]

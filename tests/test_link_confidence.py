@@ -95,6 +95,10 @@ def test_calibrate_refuses(trained: Trained, tmp_path: Path, capsys: pytest.Capt
     broken = Path(shutil.copytree(trained.checkpoint, tmp_path / "checkpoint"))
     (broken / CALIBRATION_FILE).write_text("[]")
     assert CALIBRATION_FILE in failure(evaluate, [str(broken)], capsys)
+    (broken / CALIBRATION_FILE).unlink()
+    (broken / CALIBRATION_FILE).mkdir()
+    message = failure(calibrate, [str(broken)], capsys)
+    assert message == f"{broken / CALIBRATION_FILE}: expected a file to write, got a folder"
 
 
 # -- links ------------------------------------------------------------------------------------------------------------
@@ -159,6 +163,19 @@ def test_the_command_writes_null(trained: Trained, work: Path, capsys: pytest.Ca
     assert none == [probability < middle for probability in best]
     out = capsys.readouterr().out
     assert f"5 mentions linked to 12 entities, {sum(none)} of them to none (probability below {middle:.4g}): " in out
+
+
+def test_a_threshold_is_refused_before_any_work(
+    trained: Trained,
+    uncalibrated: Trained,
+    work: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(Linker, "from_pretrained")
+    message = failure(link, link_arguments(uncalibrated, work, "--nil-threshold", "0.5"), capsys)
+    assert message.startswith("--nil-threshold: expected a calibrated checkpoint, got one without calibration.json. ")
+    (work / "mentions.jsonl").unlink()
     message = failure(link, link_arguments(trained, work, "--nil-threshold", "1.5"), capsys)
     assert message == "--nil-threshold: expected a probability, from 0 to 1, got 1.5"
 
@@ -169,8 +186,6 @@ def test_without_calibration(uncalibrated: Trained, work: Path, capsys: pytest.C
     for record in read(work):
         assert [one["probability"] for one in record["links"]] == [None, None]
         assert record["entity"] == record["links"][0]["id"]
-    message = failure(link, link_arguments(uncalibrated, work, "--nil-threshold", "0.5"), capsys)
-    assert message.startswith("--nil-threshold: expected a calibrated checkpoint, got one without calibration.json. ")
     evaluate([uncalibrated.checkpoint])
     assert f"not calibrated: m3el calibrate {uncalibrated.checkpoint}" in capsys.readouterr().out
 

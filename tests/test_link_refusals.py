@@ -138,7 +138,7 @@ def test_an_input_file_that_cannot_be_read(trained: Trained, work: Path, capsys:
     path = work / "mentions.jsonl"
     path.write_bytes(b'{"mention": "\xff"}')
     message = failure(link, link_arguments(trained, work), capsys)
-    assert message.startswith(f"{path}: expected UTF-8 text, got 'utf-8' codec can't decode byte 0xff")
+    assert message.startswith(f"{path}, line 1: expected UTF-8 text, got 'utf-8' codec can't decode byte 0xff")
     path.unlink()
     message = failure(link, link_arguments(trained, work), capsys)
     assert message == f"{path}: expected a JSON Lines file of mentions, got no such file"

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from m3el_fast.data.images import MISSING, UnreadableImage, decode_image, read_image_file, to_rgb
-from m3el_fast.data.layout import Entity, Mention, entity_text, mention_text, valid_text
+from m3el_fast.data.layout import Entity, Mention, entity_text, mention_text
+from m3el_fast.data.records import valid_text
 from m3el_fast.errors import InputError
 
 Picture = Path | Image.Image | bytes

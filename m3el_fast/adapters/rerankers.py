@@ -78,7 +78,7 @@ class M3ELRanker(BaseRanker):
         """All documents, best first; of equal ones the earlier first.
 
         Args:
-            docs: strings and ``Document``s, which are not changed: results hold copies.
+            docs: strings and ``Document`` objects, which are not changed: results hold copies.
             doc_ids, metadata: one for each document, in place of its own; None = its own, and where it has no id its
                 place, from 0.
 

@@ -96,7 +96,8 @@ def make_linker(
         k: links kept of each mention, in ``ent._.kb_candidates``.
         candidates: link in two stages, reranking so many entities for each mention, which is fast and approximate;
             None = all entities, exact (:meth:`Linker.link`).
-        threshold: a best score below it makes a mention ``NIL``; None = all are linked.
+        threshold: a best score below it makes a mention ``NIL``; None = a best probability below the NIL threshold of
+            the checkpoint's calibration does, if it has one.
         device: ``cpu``, ``cuda`` or ``cuda:N``; None = a GPU where there is one.
         labels: of the entities to link, the others are left as they are; None = all.
         overwrite: link entities that have a KB id, too.
@@ -122,7 +123,7 @@ def make_linker(
 class M3ELLinker(Pipe):
     """Links the entities of docs to those of one KB.
 
-    Writes ``ent.kb_id_`` (``NIL`` below the threshold), ``ent._.kb_score`` (of the best entity) and
+    Writes ``ent.kb_id_`` (``NIL`` of a mention without a good entity), ``ent._.kb_score`` (of the best entity) and
     ``ent._.kb_candidates`` (the k best, as :meth:`Linker.link` gives them); both are None of an entity that was not
     asked for. The model is opened when it is first needed.
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spacy.pipeline import EntityLinker
 from spacy.tokens import Doc, Span
 
 from m3el_fast.errors import InputError
+
+if TYPE_CHECKING:  # as in m3el_fast.adapters.spacy: torch can wait
+    from m3el_fast.link import Links
 
 NIL = EntityLinker.NIL
 _PLAIN = (None, None, None, None)  # default, method, getter and setter of an attribute that holds what is written
@@ -64,15 +67,19 @@ def mentions_of(doc: Doc, labels: Collection[str] | None, overwrite: bool) -> li
     return found
 
 
-def write_links(span: Span, links: Sequence[dict[str, Any]], threshold: float | None) -> None:
-    """Write a mention's links, best first, into the entity: its KB id, :data:`NIL` where there is no link or the best
-    score is below ``threshold``, and, in any case, the best score and all links.
+def write_links(span: Span, links: Links, threshold: float | None) -> None:
+    """Write a mention's links into the entity: its KB id, :data:`NIL` where there is none; the best score; all links.
+
+    Args:
+        threshold: there is no KB id where the best score is below it, whatever its probability; None = where there is
+            no :attr:`Links.entity`.
     """
     score = links[0]["score"] if links else None
-    linked = score is not None and (threshold is None or score >= threshold)
-    kb_id = links[0]["id"] if linked else NIL
+    kb_id = links.entity
+    if threshold is not None:
+        kb_id = links[0]["id"] if score is not None and score >= threshold else None
     for token in span:  # all else that is known of the entity stays as it is
-        token.ent_kb_id_ = kb_id
+        token.ent_kb_id_ = NIL if kb_id is None else kb_id
     span._.kb_score = score
     span._.kb_candidates = list(links)
 

@@ -6,16 +6,16 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
 
+from m3el_fast.data.records import ABSENT, Record, shown, valid_text
 from m3el_fast.errors import InputError
 
 EntityText = Literal["attr", "desc"]
 Split = Literal["train", "dev", "test"]
-
-_ABSENT = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,37 +144,6 @@ def read_mentions(dir: Path, split: Split) -> list[Mention]:
     return [_mention(record, images) for record in _records(found[0])]
 
 
-class _Record:
-    """One JSON object of a file; its fields are checked as they are read. ``number`` counts from 1."""
-
-    __slots__ = ("number", "path", "values")
-
-    def __init__(self, path: Path, number: int, values: dict[str, Any]) -> None:
-        self.path, self.number, self.values = path, number, values
-
-    def error(self, expected: str, got: object, hint: str = "") -> InputError:
-        name = next((f" ({key} {_shown(self.values[key])})" for key in ("qid", "id") if key in self.values), "")
-        return InputError(f"{self.path}, record {self.number}{name}", expected, got, hint)
-
-    def text(self, key: str) -> str:
-        value = self.values.get(key, _ABSENT)
-        if not isinstance(value, str):
-            raise self.error(f'"{key}" to be a string', _shown(value))
-        return valid_text(value)
-
-    def integer(self, key: str) -> int:
-        value = self.values.get(key, _ABSENT)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise self.error(f'"{key}" to be an integer', _shown(value))
-        return value
-
-    def texts(self, key: str) -> list[str]:
-        value = self.values.get(key, _ABSENT)
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise self.error(f'"{key}" to be a list of strings', _shown(value))
-        return [valid_text(item) for item in value]
-
-
 class _ImageFolder:
     """Turns the names in a data set into paths that stay inside one folder."""
 
@@ -188,49 +157,51 @@ class _ImageFolder:
             with os.scandir(folder) as found:
                 self.links = frozenset(entry.name for entry in found if entry.is_symlink())
 
-    def path(self, name: str, record: _Record) -> Path:
+    def path(self, name: str, record: Record) -> Path:
         if not name or "\0" in name:
-            raise record.error("the name of an image file", _shown(name))
+            raise record.error("the name of an image file", shown(name))
         path = self.folder / name
         plain = "/" not in name and "\\" not in name and name not in (".", "..") and name not in self.links
         if not plain and not self._contains(path):
-            raise record.error(f"an image inside {self.folder.name}/", f"{_shown(name)}, which leads out of it")
+            raise record.error(f"an image inside {self.folder.name}/", f"{shown(name)}, which leads out of it")
         return path
+
+    @cached_property
+    def _root(self) -> Path:
+        return self.folder.resolve()
 
     def _contains(self, path: Path) -> bool:
         try:
-            return self.folder.resolve() in path.resolve().parents
+            return self._root in path.resolve().parents
         except (OSError, RuntimeError):  # a loop of symbolic links
             return False
 
 
-def _entity(record: _Record, qid: str, images: _ImageFolder, context: EntityText) -> Entity:
+def _entity(record: Record, qid: str, images: _ImageFolder, context: EntityText) -> Entity:
     name = _name(record.text("entity_name"))
     if not name:
-        raise record.error('an "entity_name" that is not empty', _shown(record.values["entity_name"]))
+        raise record.error('an "entity_name" that is not empty', shown(record.values["entity_name"]))
     attr = record.text("attr")
-    desc = record.text("desc") if record.values.get("desc") is not None else None
+    desc = record.text("desc") if record.has("desc") else None
     if desc is None and context == "desc":
-        got = _shown(record.values.get("desc", _ABSENT))
+        got = shown(record.get("desc"))
         raise record.error('"desc" to be a string', got, 'Set entity_text to "attr" where there are no descriptions')
     return Entity(qid, name, attr, desc, tuple(images.path(image, record) for image in record.texts("image_list")))
 
 
-def _mention(record: _Record, images: _ImageFolder) -> Mention:
-    identity = record.values.get("id", _ABSENT)
-    if not isinstance(identity, str | int) or isinstance(identity, bool):
-        raise record.error('"id" to be a string or an integer', _shown(identity))
+def _mention(record: Record, images: _ImageFolder) -> Mention:
+    identity = record.text_or_integer("id")
     answer = record.text("answer").strip()
     if not answer:
-        raise record.error('"answer" to be a qid or "nil"', _shown(record.values["answer"]))
+        raise record.error('"answer" to be a qid or "nil"', shown(record.values["answer"]))
     image_path, image = record.text("imgPath"), None
     if image_path:
         stem = image_path.rsplit("/", 1)[-1].split(".", 1)[0]
         if not stem:
-            raise record.error('"imgPath" to end in a file name', _shown(image_path))
+            raise record.error('"imgPath" to end in a file name', shown(image_path))
         image = images.path(stem + ".jpg", record)
     return Mention(
-        id=valid_text(str(identity)),
+        id=identity,
         name=_name(record.text("mentions")),
         sentence=record.text("sentence"),
         image=image,
@@ -244,22 +215,20 @@ def _check_ids(path: Path, ids: dict[str, int]) -> None:
         return
     table = _load(path)
     if not isinstance(table, dict):
-        raise InputError(path, "one JSON object", _shown(table))
+        raise InputError(path, "one JSON object", shown(table))
     hint = "It is not needed: remove it if the KB was changed on purpose"
     for qid, number in ids.items():
-        if table.get(qid, _ABSENT) != number:
-            got = _shown(table.get(qid, _ABSENT))
+        if table.get(qid, ABSENT) != number:
+            got = shown(table.get(qid, ABSENT))
             raise InputError(f"{path}, key {qid}", f"{number}, its id in kb_entity.json", got, hint)
 
 
-def _records(path: Path) -> Iterator[_Record]:
+def _records(path: Path) -> Iterator[Record]:
     values = _load(path)
     if not isinstance(values, list):
-        raise InputError(path, "a list of JSON objects", _shown(values))
+        raise InputError(path, "a list of JSON objects", shown(values))
     for number, value in enumerate(values, start=1):
-        if not isinstance(value, dict):
-            raise InputError(f"{path}, record {number}", "a JSON object", _shown(value))
-        yield _Record(path, number, value)
+        yield Record(path, "record", number, value)
 
 
 def _load(path: Path) -> Any:
@@ -283,15 +252,3 @@ def _require_folder(dir: Path) -> None:
 
 def _name(text: str) -> str:
     return " ".join(valid_text(unquote(text)).split())
-
-
-def valid_text(text: str) -> str:
-    """Replace lone surrogates (halves of characters, where a text was cut), which no tokenizer accepts."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _shown(value: object) -> str:
-    if value is _ABSENT:
-        return "no such field"
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:60] + "..."

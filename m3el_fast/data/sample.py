@@ -8,16 +8,14 @@ leaves all houses with the same sign (eight on average), and both together leave
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from m3el_fast.data import sample_text as words
+from m3el_fast.data.new_folder import new_folder
 from m3el_fast.data.sample_pictures import PAINTS, Look, draw, looks
-from m3el_fast.errors import InputError
 
 NAMES = 167
 TRADES_PER_NAME = 3
@@ -49,16 +47,10 @@ def write_sample(folder: Path, seed: int = 0) -> Path:
         ``folder``.
 
     Raises:
-        InputError: ``folder`` exists.
+        InputError: ``folder`` exists, or nothing can be written there.
     """
-    if folder.exists():
-        raise InputError(folder, "a new folder for the sample set", "an existing one", "Remove it, or name another")
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
+    with new_folder(folder, "the sample set") as draft:
         _write(draft, np.random.default_rng(seed))
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 

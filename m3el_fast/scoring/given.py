@@ -25,10 +25,11 @@ def check_finite(mentions: Side) -> None:
 
 
 def check_temperatures(temperatures: Sequence[float]) -> tuple[float, ...]:
-    """Raises InputError where one is not above 0."""
+    """Raises InputError where one is not above 0, or cannot divide in fp32."""
+    fp32 = torch.finfo(torch.float32)
     for temperature in temperatures:
-        if not 0 < temperature < float("inf"):
-            raise InputError("temperatures", "numbers above 0", temperature)
+        if not fp32.tiny <= temperature <= fp32.max:
+            raise InputError("temperatures", "numbers above 0 of fp32's range", temperature)
     return tuple(temperatures)
 
 

@@ -23,6 +23,7 @@ from spacy.training import Example  # noqa: E402
 
 from adapters.spacy_cases import TEXT, Folders, kb_ids, linked, pipeline, write_folders  # noqa: E402
 from m3el_fast.adapters import extras  # noqa: E402
+from m3el_fast.calibration import Calibration  # noqa: E402
 
 SENTENCES = ["We saw the Elm inn by day.", "At night the Elm mill burnt, and the Ash tree with it."]
 MENTIONS = [("Elm inn", SENTENCES[0]), ("Elm mill", SENTENCES[1]), ("Ash tree", SENTENCES[1])]
@@ -96,6 +97,21 @@ def test_the_threshold(folders: Folders) -> None:
     assert sum(score == best for score in scores) == 1
     assert [ent._.kb_score for ent in doc.ents] == scores  # also of those below it
     assert [len(ent._.kb_candidates) for ent in doc.ents] == [3] * 3
+
+
+def test_without_a_threshold_the_calibrations_counts(folders: Folders) -> None:
+    nlp = pipeline(folders.config)
+    model = nlp.get_pipe("m3el_linker").linker.model
+    fitted = {"temperature": 1.0, "nil_score": None, "data": "TINY", "entities": 12, "mentions": 24, "nil": 0}
+    model.calibration = Calibration(nil_threshold=0, **fitted)
+    best = [ent._.kb_candidates[0] for ent in nlp(TEXT).ents]
+    middle = sorted(one["probability"] for one in best)[1]
+    model.calibration = Calibration(nil_threshold=middle, **fitted)
+    found = [one["id"] if one["probability"] >= middle else "NIL" for one in best]
+    assert kb_ids(nlp(TEXT)) == found and found.count("NIL") == 1
+    scored = pipeline(folders.config | {"threshold": -1e9})
+    scored.get_pipe("m3el_linker").linker.model.calibration = model.calibration
+    assert kb_ids(scored(TEXT)) == [one["id"] for one in best]
 
 
 def test_labels_and_overwrite(folders: Folders, asked: list[list[dict[str, Any]]]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from m3el_fast.data import sample as module
 from m3el_fast.data.layout import KnowledgeBase, Mention, read_kb, read_mentions
@@ -16,7 +17,10 @@ from m3el_fast.errors import InputError
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sample(tmp_path_factory.mktemp("sample") / "data")
+    """The whole set, with pictures of one pixel, which take no time to draw."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "draw", lambda look, rng: Image.new("RGB", (1, 1)))
+        return write_sample(tmp_path_factory.mktemp("sample") / "data")
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +33,23 @@ def mentions(sample: Path) -> dict[str, list[Mention]]:
     return {split: read_mentions(sample, split) for split in ("train", "dev", "test")}
 
 
-def test_same_bytes_in_another_process(sample: Path, tmp_path: Path) -> None:
-    again = tmp_path / "again"
-    command = [sys.executable, "-m", "m3el_fast.data", "sample", str(again)]
-    subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "7"}, check=True, capture_output=True)
-    names = sorted(path.relative_to(sample) for path in sample.rglob("*") if path.is_file())
-    assert names == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
-    assert [name for name in names if (sample / name).read_bytes() != (again / name).read_bytes()] == []
+def test_same_bytes_in_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of fewer names, 144 houses."""
+    monkeypatch.setattr(module, "NAMES", 16)
+    here, there = write_sample(tmp_path / "here"), tmp_path / "there"
+    code = (
+        "import sys\n"
+        "from m3el_fast.data import sample\n"
+        "from m3el_fast.data.__main__ import main\n"
+        "sample.NAMES = 16\n"
+        "main(['sample', sys.argv[1]])\n"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "7"}
+    subprocess.run([sys.executable, "-c", code, str(there)], env=environment, check=True, capture_output=True)
+    names = sorted(path.relative_to(here) for path in here.rglob("*") if path.is_file())
+    assert len(names) > 700
+    assert names == sorted(path.relative_to(there) for path in there.rglob("*") if path.is_file())
+    assert [name for name in names if (here / name).read_bytes() != (there / name).read_bytes()] == []
 
 
 def test_sizes(kb: KnowledgeBase, mentions: dict[str, list[Mention]]) -> None:
