@@ -98,6 +98,8 @@ def main(argv: list[str] | None = None) -> None:
 
     for target in filter(None, (args.output, args.report)):
         require_file_target(Path(target))
+    if args.output and args.report and Path(args.output).resolve() == Path(args.report).resolve():
+        raise InputError("--report", "another file than --output", args.report)
     device = named_device(args.device)
     model = load_model(args.checkpoint).to(device)
     threshold = chosen_threshold("--nil-threshold", model.calibration, args.nil_threshold)

@@ -163,6 +163,13 @@ def test_evaluate_refuses(trained: Trained, tmp_path: Path, capsys: pytest.Captu
     inside = folder / "kb_entity.json" / "metrics.json"
     message = failure(evaluate, [trained.checkpoint, "--output", str(inside)], capsys)
     assert message == f"{inside}: expected a file in a folder, got {folder / 'kb_entity.json'}, which is a file"
+    message = failure(evaluate, [trained.checkpoint, "--output", "/proc/metrics.json"], capsys)
+    assert message == "/proc/metrics.json: expected a file that can be written, got No such file or directory"
+    os.mkfifo(tmp_path / "pipe")
+    message = failure(evaluate, [trained.checkpoint, "--output", str(tmp_path / "pipe")], capsys)
+    assert message == f"{tmp_path / 'pipe'}: expected a file to write, got a device or a pipe"
+    message = failure(evaluate, [trained.checkpoint, "--output", str(tmp_path / ("x" * 300))], capsys)
+    assert message.endswith("expected a file that can be written, got File name too long")
 
 
 def test_a_checkpoint_without_data_needs_a_folder(
@@ -279,22 +286,26 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_process_ends_with_one_line_and_status_2(trained: Trained) -> None:
-    done = python("m3el_fast.evaluate", trained.checkpoint, "--strict")
+    done = python("m3el_fast", "evaluate", trained.checkpoint, "--strict")
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {trained.data}, split test, mention test-absent: ")
 
 
-def test_m3el_is_the_same_as_the_module(trained: Trained) -> None:
-    done = python("m3el_fast", "evaluate", trained.checkpoint)
-    assert done.returncode == 0, done.stderr
-    expected = json.loads((trained.run / "results.json").read_text())
-    assert rows(done.stdout)["full model"][0] == pytest.approx(expected["full model"]["hits"]["1"], abs=5e-5)
-
-
 def dispatch(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     monkeypatch.setattr(sys, "argv", ["m3el", *arguments])
     dispatcher.main()
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_m3el_is_the_same_as_the_module(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dispatch(monkeypatch, "evaluate", trained.checkpoint)
+    expected = json.loads((trained.run / "results.json").read_text())
+    assert rows(capsys.readouterr().out)["full model"][0] == pytest.approx(
+        expected["full model"]["hits"]["1"], abs=5e-5
+    )
 
 
 @pytest.mark.parametrize("command", dispatcher.COMMANDS)

@@ -10,7 +10,7 @@ from html import escape
 from tqdm import tqdm
 
 from m3el_fast.report.contents import COMPONENTS, Choice, Miss
-from m3el_fast.report.pictures import thumbnail
+from m3el_fast.report.pictures import picture
 from m3el_fast.report.plots import component_bars
 
 _TEXT = 400  # characters shown of a sentence or a description
@@ -29,13 +29,14 @@ def _case(number: int, miss: Miss, total: int) -> str:
     finite = [value for value in values if math.isfinite(value)]
     low, high = min([0.0, *finite]), max([0.0, *finite])
     best = "".join(f"<li>{_choice(choice, str(place), low, high)}</li>" for place, choice in enumerate(miss.best, 1))
-    name = escape(mention.name) or "(empty)"
+    name, rank = escape(mention.name) or "(empty)", f"{miss.rank:,.1f}".removesuffix(".0")
+    images = () if mention.image is None else (mention.image,)
     return (
         f'<article class="case" aria-labelledby="case-{number}"><header>'
         f'<h3 id="case-{number}"><span class="soft">{number} of {total}</span> <bdi>{name}</bdi></h3>'
-        f'<p class="rank">answer at rank <b>{miss.rank:,g}</b></p></header>'
-        f'<div class="asked">{_picture(thumbnail(mention.image, "mention"), "Picture of the mention")}'
-        f'<p dir="auto">{_sentence(mention.sentence, mention.name)}</p></div>'
+        f'<p class="rank">answer at rank <b>{rank}</b></p></header>'
+        f'<div class="asked">{_picture(picture(images, "mention"), "Picture of the mention")}'
+        f'<p dir="auto">{marked(mention.sentence, mention.name)}</p></div>'
         f"<h4>Answer</h4>{_choice(miss.gold, '', low, high)}<h4>Best entities</h4>"
         f'<ol class="best">{best}</ol></article>'
     )
@@ -43,7 +44,7 @@ def _case(number: int, miss: Miss, total: int) -> str:
 
 def _choice(choice: Choice, place: str, low: float, high: float) -> str:
     entity = choice.entity
-    path = entity.images[0] if entity is not None and entity.images else None
+    image = None if entity is None else picture(entity.images, "entity")
     said = "" if entity is None else entity.attr or entity.desc or ""
     probability = ""
     if choice.probability is not None:
@@ -52,9 +53,9 @@ def _choice(choice: Choice, place: str, low: float, high: float) -> str:
     rank = f'<span class="soft">{place}.</span> ' if place else ""
     return (
         f'<div class="choice{" gold" if choice.right else ""}">'
-        f'{_picture(thumbnail(path, "entity"), f"Picture of {choice.name}")}<div class="who">'
+        f'{_picture(image, f"Picture of {choice.name}")}<div class="who">'
         f'<p class="name">{rank}<bdi>{escape(choice.name)}</bdi> {mark}</p>'
-        f'<p class="soft" dir="auto"><code>{escape(choice.id)}</code> {escape(_cut(said))}</p>'
+        f'<p class="soft"><code>{escape(choice.id)}</code> <bdi>{escape(_cut(said))}</bdi></p>'
         f'<p class="score">score {choice.scores["union"]:.2f}{probability}</p></div>'
         f"{component_bars(choice.scores, low, high)}</div>"
     )
@@ -71,11 +72,12 @@ def _picture(data: str | None, said: str) -> str:
     return f'<div class="picture"><img src="{data}" alt="{escape(said)}"></div>'
 
 
-def _sentence(sentence: str, name: str) -> str:
-    """With its first occurrence of the mention marked, and cut around it where it is long."""
-    words = [re.escape(word) for word in name.split()]
-    found = re.search(r"\s+".join(words), sentence, re.IGNORECASE) if words else None
-    if found is None:
+def marked(sentence: str, name: str) -> str:
+    """With its first occurrence of the mention marked, of whole words where there is one, and cut around it where it is
+    long."""
+    words = r"\s+".join(map(re.escape, name.split()))
+    found = re.search(rf"(?<!\w){words}(?!\w)", sentence, re.IGNORECASE) or re.search(words, sentence, re.IGNORECASE)
+    if not found or not words:
         return escape(_cut(sentence))
     first = max(0, found.start() - _TEXT // 2)
     before, after = sentence[first : found.start()], sentence[found.end() :]

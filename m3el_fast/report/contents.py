@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,7 @@ def by_ambiguity(report: Report) -> list[Group]:
 
 
 def by_image(report: Report) -> list[Group]:
-    """Mentions grouped by whether they and their answers have an image that the model saw."""
+    """Mentions grouped by whether they and their answers have an image that could be read."""
     index, ranks = report.index, report.answers.ranks["union"]
     none = index.find_images(torch.zeros(1, 2, dtype=torch.int64))[0]  # the digest of no image
     mention = report.split.source.image_key >= 0
@@ -129,28 +130,34 @@ def by_image(report: Report) -> list[Group]:
 
 
 def bearers(mentions: Sequence[str], entities: Iterable[str]) -> list[int]:
-    """For each mention how many entities have its words, one after another, in their name; neither case nor what
-    stands in brackets matters: "ryan" is borne by "Paul Ryan" and "Ryan (given name)"."""
-    plain = [_words(re.sub(r"\([^)]*\)", " ", name)) for name in entities]
-    having: dict[str, list[int]] = {}
-    for number, name in enumerate(plain):
-        for word in set(name.split()):
-            having.setdefault(word, []).append(number)
+    """For each mention how many entities have its words, one after another, in their name. Neither case nor what stands
+    in brackets in an entity's name matters: "ryan" is borne by "Paul Ryan" and "Ryan (given name)"."""
+    asked = [_words(name) for name in mentions]
+    having: dict[str, list[str]] = {word: [] for mention in asked for word in mention.split()}
+    for name in entities:
+        plain = _words(re.sub(r"\([^)]*\)", " ", name))
+        for word in having.keys() & plain.split():
+            having[word].append(plain)
     known: dict[str, int] = {}
-    for mention in {_words(name) for name in mentions}:
-        rarest = min((having.get(word, []) for word in mention.split()), key=len, default=[])
-        known[mention] = sum(mention in plain[number] for number in rarest)
-    return [known[_words(name)] for name in mentions]
+    for mention in set(asked):
+        rarest = min((having[word] for word in mention.split()), key=len, default=[])
+        known[mention] = sum(mention in name for name in rarest)
+    return [known[mention] for mention in asked]
 
 
 def misses(report: Report) -> list[Miss]:
-    """The :data:`MISSES` mentions whose answers have the highest ranks; of equal ranks those first whose answer's score
-    is further behind the best."""
+    """The :data:`MISSES` worst ones."""
     answers = report.answers
-    ranks, behind = answers.ranks["union"], answers.top.scores["union"][:, 0] - answers.own["union"]
+    behind = answers.top.scores["union"][:, 0] - answers.own["union"]
+    return [_miss(report, number) for number in worst(answers.ranks["union"], behind)[:MISSES]]
+
+
+def worst(ranks: Tensor, behind: Tensor) -> list[int]:
+    """The mentions whose ranks [M] are above 1, the highest first; of equal ones those first whose answer's score is
+    further ``behind`` [M] the best."""
     order = behind.argsort(descending=True, stable=True)
     order = order[ranks[order].argsort(descending=True, stable=True)]
-    return [_miss(report, number) for number in order[ranks[order] > 1][:MISSES].tolist()]
+    return order[ranks[order] > 1].tolist()
 
 
 def _miss(report: Report, number: int) -> Miss:
@@ -188,4 +195,4 @@ def _ranges(ends: Sequence[int], first: int) -> list[str]:
 
 def _words(name: str) -> str:
     """The words, with a blank before and after each, so that whole words are found."""
-    return "".join(f" {word}" for word in re.findall(r"\w+", name.casefold())) + " "
+    return "".join(f" {word}" for word in re.findall(r"\w+", unicodedata.normalize("NFKC", name).casefold())) + " "

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 
 from m3el_fast.calibration import HOW_TO_CALIBRATE
-from m3el_fast.calibration_metrics import BINS, CalibrationMetrics
+from m3el_fast.calibration_metrics import BINS
 from m3el_fast.metrics import HITS, Metrics
 from m3el_fast.report.cases import cases
 from m3el_fast.report.contents import SHOWN, Report, by_ambiguity, by_image, misses, rank_histogram
@@ -21,7 +21,7 @@ def page(report: Report) -> str:
     sections = {
         "Metrics": _metrics(report.metrics),
         "Ranks of the answers": _ranks(report),
-        "Calibration": _calibration(report.trust),
+        "Calibration": _calibration(report),
         "Ambiguity": _ambiguity(report),
         "Images": _images(report),
         "Worst misses": _misses(report),
@@ -50,7 +50,7 @@ def _tiles(report: Report) -> str:
     if report.trust is not None:
         tiles["ECE"] = f"{report.trust.ece:.3f}"
         if report.trust.nil is not None:
-            tiles["F1 of no answer"] = f"{report.trust.nil.f1:.3f}"
+            tiles["F1 of NIL"] = f"{report.trust.nil.f1:.3f}"
     body = "".join(f"<div><dt>{escape(name)}</dt><dd>{value}</dd></div>" for name, value in tiles.items())
     return f'<dl class="tiles">{body}</dl>'
 
@@ -78,8 +78,9 @@ def _ranks(report: Report) -> str:
     )
 
 
-def _calibration(trust: CalibrationMetrics | None) -> str:
-    if trust is None:
+def _calibration(report: Report) -> str:
+    trust, calibration = report.trust, report.calibration
+    if trust is None or calibration is None:
         said = "The checkpoint is not calibrated: its scores rank entities and are no probabilities."
         return f"<p>{said} {escape(HOW_TO_CALIBRATE)}.</p>"
     facts = {
@@ -92,16 +93,18 @@ def _calibration(trust: CalibrationMetrics | None) -> str:
     if trust.nil is not None:
         nil = trust.nil
         facts |= {
-            "threshold below which there is no answer": f"{nil.threshold:.4f}",
-            "mentions without an answer": f"{nil.mentions:,}",
-            "precision of no answer": f"{nil.precision:.4f}",
-            "recall of no answer": f"{nil.recall:.4f}",
-            "F1 of no answer": f"{nil.f1:.4f}",
+            "NIL threshold: no link below it": f"{nil.threshold:.4f}",
+            "mentions without an answer (NIL)": f"{nil.mentions:,}",
+            "precision of NIL": f"{nil.precision:.4f}",
+            "recall of NIL": f"{nil.recall:.4f}",
+            "F1 of NIL": f"{nil.f1:.4f}",
             "share of all mentions treated rightly": f"{nil.accuracy:.4f}",
         }
     table = "".join(f'<tr><th scope="row">{escape(k)}</th><td class="n">{v}</td></tr>' for k, v in facts.items())
     return (
-        f"<p>Mentions in {BINS} bins of equal size by the probability of their best entity. On the dashed line "
+        f"<p>A softmax of score / {calibration.temperature:.4g}, fitted to {calibration.mentions:,} dev mentions of "
+        f"{escape(calibration.data)} and a KB of {calibration.entities:,} entities. Mentions are in {BINS} bins of "
+        "equal size by the probability of their best entity; equal ones share a bin. On the dashed line "
         'probabilities are what they claim to be; below it they claim too much.</p><div class="card split"><div>'
         f'{reliability(trust)}</div><table class="plain facts"><tbody>{table}</tbody></table></div>'
     )
@@ -110,14 +113,14 @@ def _calibration(trust: CalibrationMetrics | None) -> str:
 def _ambiguity(report: Report) -> str:
     return (
         "<p>How many entities bear the name of the mention: its words are in theirs, one after another, whatever their "
-        f'case. What stands in brackets does not count.</p><div class="card">'
+        f'case. What stands in brackets in theirs does not count.</p><div class="card">'
         f"{groups('entities', by_ambiguity(report))}</div>"
     )
 
 
 def _images(report: Report) -> str:
     return (
-        "<p>Which of the mention and its answer have an image that the model could see.</p>"
+        "<p>Which of the mention and its answer have an image that can be read.</p>"
         f'<div class="card">{groups("with an image", by_image(report))}</div>'
     )
 
@@ -126,9 +129,10 @@ def _misses(report: Report) -> str:
     found = misses(report)
     total = int((report.answers.ranks["union"] > 1).sum())
     if not found:
-        return "<p>There are none: every answer is the best entity.</p>"
+        return "<p>There are none: every answer is at rank 1.</p>"
+    best = min(SHOWN, len(report.index))
     return (
-        f"<p>{len(found)} of {total:,} mentions whose answer is not the best entity: those whose answer has the "
-        f"highest rank, with the {SHOWN} best entities. Bars are the scores of the components, on one scale for a "
-        f"mention.</p>{cases(found)}"
+        f"<p>{len(found)} of {total:,} mentions whose answer is not at rank 1: those whose answer is ranked lowest, "
+        f"each with the {best} best entities. Bars are the scores of the components, on one scale for a mention.</p>"
+        f"{cases(found)}"
     )

@@ -41,7 +41,7 @@ def _group(group: Group) -> str:
         return f'{head}<td class="track"></td><td class="n soft">none</td><td></td><td class="n">0</td></tr>'
     hits, mrr, count = group.metrics.hits[1], group.metrics.mrr, group.metrics.count
     return (
-        f'{head}<td class="track">{_bar(hits)}</td><td class="n">{hits:.1%}</td><td class="n">{mrr:.4f}</td>'
+        f'{head}<td class="track"><div>{_bar(hits)}</div></td><td class="n">{hits:.1%}</td><td class="n">{mrr:.4f}</td>'
         f'<td class="n">{count:,}</td></tr>'
     )
 

@@ -3,9 +3,9 @@
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --text: #1b1f26; --soft: #5c6572; --line: #e1e5ea;
   --one: #2563c9; --two: #c4590c; --good: #17713b; --wash: #edf6f0; --mark: #ffe9a8; --code: #eef1f5; }
-@media (prefers-color-scheme: dark) { :root { --page: #12151a; --card: #1a1e25; --text: #e6e9ee; --soft: #9aa4b2;
-  --line: #2d333d; --one: #6ea3f5; --two: #f0995a; --good: #62c98a; --wash: #18271f; --mark: #5c4a12;
-  --code: #242a33; } }
+@media screen and (prefers-color-scheme: dark) { :root { --page: #12151a; --card: #1a1e25; --text: #e6e9ee;
+  --soft: #9aa4b2; --line: #2d333d; --one: #6ea3f5; --two: #f0995a; --good: #62c98a; --wash: #18271f;
+  --mark: #5c4a12; --code: #242a33; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--text); font: 15px/1.5 system-ui, "Segoe UI", Roboto,
   "Helvetica Neue", Arial, sans-serif; font-variant-numeric: tabular-nums; }
@@ -32,7 +32,9 @@ thead th { font-size: 12.5px; color: var(--soft); } th { text-align: left; font-
 th, td { padding: 5px 14px 5px 0; white-space: nowrap; } th:last-child, td:last-child { padding-right: 0; }
 tbody th { font-weight: 400; } td.n, th.n { text-align: right; }
 .plain tbody tr > * { border-top: 1px solid var(--line); padding-top: 7px; padding-bottom: 7px; }
-.bars .track { width: 100%; padding-right: 14px; } .bars .track i { display: block; height: 15px; min-width: 1px;
+.bars .track { width: 100%; padding-right: 14px; } .track div { background: var(--code); border-radius: 0 3px 3px 0;
+  min-height: 15px; }
+.bars .track i { display: block; height: 15px; min-width: 1px;
   background: var(--one); border-radius: 0 3px 3px 0; }
 .split { display: grid; grid-template-columns: minmax(0, 400px) minmax(0, 1fr); gap: 8px 40px; align-items: start; }
 .facts th { white-space: normal; }
@@ -70,10 +72,15 @@ mark { background: var(--mark); color: inherit; border-radius: 3px; padding: 0 2
 @media (max-width: 760px) {
   main { padding: 22px 14px 48px; } .card, .case { padding: 12px 14px; }
   .split { grid-template-columns: 1fr; } th, td { padding-right: 9px; font-size: 13px; }
-  .bars tbody th { white-space: normal; min-width: 6em; }
+  .bars tr > :first-child { white-space: normal; min-width: 6em; }
   .choice { grid-template-columns: 56px minmax(0, 1fr); } .components { grid-column: 1 / -1; }
   .choice .picture { width: 56px; height: 56px; font-size: 10px; }
   .asked .picture:not(.none) { width: 96px; height: 96px; }
 }
-@media print { .case, .card { break-inside: avoid; } }
+@media print {
+  :root { color-scheme: light; }
+  body { background: none; } main { max-width: none; padding: 0; } nav { display: none; }
+  i, .track div, .choice.gold, mark { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  .card, .choice, .asked, tr { break-inside: avoid; } h2, h3, h4, .case header { break-after: avoid; }
+}
 """

@@ -9,11 +9,12 @@ from urllib.parse import quote
 
 from m3el_fast.data.images import UnreadableImage
 from m3el_fast.data.layout import Entity, KnowledgeBase
+from m3el_fast.data.thumbnails import thumbnail
 from m3el_fast.index import EntityIndex
 from m3el_fast.serve.errors import Refused, shown
-from m3el_fast.serve.pictures import thumbnail
 
 _PICTURES = 1024  # small ones, that are kept
+_SIDE, _BYTES = 320, 48_000  # of each at most: pixels of its longer side, bytes
 
 
 class Entities:
@@ -57,7 +58,7 @@ class Entities:
         if path is None:
             raise _unknown(identity, "an entity with a picture")
         try:
-            return self._thumbnail(path)
+            return self._thumbnail(path, _SIDE, _BYTES)
         except UnreadableImage as problem:
             raise Refused(404, "id", "an entity with a picture", f"{shown(identity)}: {problem}") from None
 

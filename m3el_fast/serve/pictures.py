@@ -1,22 +1,19 @@
-"""Pictures: those that clients send, in memory from first to last, and those of the KB, made small for a page."""
+"""Pictures that clients send, in memory from first to last."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import io
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from m3el_fast.data.images import FORMATS, UnreadableImage, decode_image, read_image_file, refuse_bomb, to_rgb
+from m3el_fast.data.images import FORMATS, UnreadableImage, decode_image
 from m3el_fast.errors import InputError
 from m3el_fast.serve.errors import Refused, shown
 from m3el_fast.serve.limits import Limits
-
-_SIDE = 320  # pixels of a KB picture's longer side
 
 
 def from_base64(text: str, where: str, limits: Limits) -> bytes:
@@ -48,28 +45,6 @@ def decode_picture(data: bytes, where: str, size: int, limits: Limits) -> NDArra
         return decode_image(data, size)
     except UnreadableImage as problem:
         raise InputError(where, "a readable image", problem) from None
-
-
-def thumbnail(path: Path) -> bytes:
-    """A picture of the KB as a JPEG file of at most 320 x 320 pixels.
-
-    Raises:
-        UnreadableImage: there is none, or it cannot be read.
-    """
-    data = read_image_file(path)
-    out = io.BytesIO()
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            refuse_bomb(image)
-            image.draft("RGB", (2 * _SIDE, 2 * _SIDE))
-            small = to_rgb(image)
-            small.thumbnail((_SIDE, _SIDE))
-            small.save(out, "JPEG", quality=85)
-    except UnreadableImage:
-        raise
-    except Exception as error:  # PIL's plugins meet broken files with almost any exception
-        raise UnreadableImage(f"{type(error).__name__}: {error}") from None
-    return out.getvalue()
 
 
 def _refuse_bytes(count: int, where: str, limits: Limits) -> None:

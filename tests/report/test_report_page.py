@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,13 +17,16 @@ import pytest
 import torch
 from PIL import Image
 
+from m3el_fast.data.layout import Mention
 from m3el_fast.evaluate import main as evaluate
 from m3el_fast.index import EntityIndex
 from m3el_fast.index.__main__ import read_entities
+from m3el_fast.link import Linker
 from m3el_fast.metrics import HITS
 from m3el_fast.models import load_model
-from m3el_fast.report.contents import MISSES, SHOWN, bearers, rank_histogram
-from m3el_fast.report.pictures import BYTES, SIDES, thumbnail
+from m3el_fast.report.cases import cases, marked
+from m3el_fast.report.contents import MISSES, SHOWN, Choice, Miss, bearers, rank_histogram, worst
+from m3el_fast.report.pictures import BYTES, SIDES, picture
 from trained import Trained, failure, trained_in
 
 VOID = {"meta", "img"}
@@ -105,8 +109,8 @@ def test_its_numbers_are_those_of_the_evaluation(shown: tuple[str, dict[str, obj
     assert sum(counts[:3]) / 24 == pytest.approx(union["hits"]["3"])
     assert facts["expected calibration error (ECE)"] == [f"{trust['ece']:.4f}"]
     assert facts["negative log-likelihood of the answer"] == [f"{trust['nll']:.4f}"]
-    assert facts["F1 of no answer"] == [f"{trust['nil']['f1']:.4f}"]
-    assert facts["mentions without an answer"] == ["2"]
+    assert facts["F1 of NIL"] == [f"{trust['nil']['f1']:.4f}"]
+    assert facts["mentions without an answer (NIL)"] == ["2"]
     rows = parsed.tables[2][1:]
     assert rows == [[str(b["mentions"]), f"{b['confidence']:.4f}", f"{b['accuracy']:.4f}"] for b in trust["bins"]]
     assert bins
@@ -127,8 +131,9 @@ def by_hand(trained: Trained) -> dict[str, int]:
     return counts
 
 
-def test_the_worst_misses_come_first(shown: tuple[str, dict[str, object]]) -> None:
+def test_the_worst_misses_come_first(shown: tuple[str, dict[str, object]], trained: Trained) -> None:
     page, record = shown
+    probabilities = linked(trained)
     misses = round(24 * (1 - record["union"]["hits"]["1"]))  # type: ignore[index]
     assert 0 < misses <= 50
     parsed = Parsed(page)
@@ -143,7 +148,22 @@ def test_the_worst_misses_come_first(shown: tuple[str, dict[str, object]]) -> No
         assert scores[1:] == sorted(scores[1:], reverse=True)
         assert scores[1] >= scores[0]
         assert case.count("<li><span>text</span>") == 6
-        assert "probability" in case
+        assert re.findall(r"probability ([^<]+)<", case)[1:] in probabilities
+
+
+def linked(trained: Trained) -> list[list[str]]:
+    """The probabilities of the best entities of each mention, as the linker gives them."""
+    folder = trained.data / "mention_image"
+    records = [
+        {
+            "mention": record["mentions"],
+            "sentence": record["sentence"],
+            "image": str(folder / record["imgPath"]) if record["imgPath"] else None,
+        }
+        for record in json.loads((trained.data / "TINY_test.json").read_text())
+    ]
+    found = Linker.from_pretrained(trained.checkpoint, trained.data).link(records, k=SHOWN)
+    return [[f"{link['probability']:.3f}" for link in links] for links in found]
 
 
 def test_without_calibration_and_with_an_index(
@@ -205,9 +225,11 @@ def test_names_are_text_whatever_they_contain(trained: Trained, tmp_path: Path) 
                     record[field] = f"{HOSTILE} {record[field]}\0\ud83d"
         (folder / name).write_text(json.dumps(records))
     (folder / "TINY_test.json").rename(folder / "<b>_test.json")
-    evaluate([trained.checkpoint, "--data", str(folder), "--report", str(tmp_path / "out.html")])
+    checkpoint = shutil.copytree(trained.checkpoint, tmp_path / f"{folder.name} checkpoint")
+    evaluate([str(checkpoint), "--data", str(folder), "--report", str(tmp_path / "out.html")])
     page = (tmp_path / "out.html").read_text(encoding="utf-8")
     parsed = Parsed(page)
+    assert str(checkpoint) in parsed.text
     assert not parsed.all("script")
     assert "x" not in [image["src"] for image in parsed.all("img")]
     assert not any("onerror" in attributes for _, attributes in parsed.tags)
@@ -231,6 +253,8 @@ def test_it_is_written_whole_or_not_at_all(
     assert "expected a file to write, got a folder" in failure(
         evaluate, [trained.checkpoint, "--report", str(tmp_path)], capsys
     )
+    message = failure(evaluate, [trained.checkpoint, "--report", str(target), "--output", str(target)], capsys)
+    assert message == f"--report: expected another file than --output, got {target}"
 
     def stop(*_: object) -> str:
         raise KeyboardInterrupt
@@ -251,6 +275,12 @@ def test_rank_histogram() -> None:
     assert {label: count for label, count in rank_histogram(ranks) if count} == expected
 
 
+def test_the_worst_misses_have_the_highest_ranks() -> None:
+    ranks = torch.tensor([1, 3, 40, 3, 1.5, 3, 1, 2.5], dtype=torch.float64)
+    behind = torch.tensor([0, 0.25, 0.5, 2, 0, 0.25, 0, 9])
+    assert worst(ranks, behind) == [2, 3, 1, 5, 7, 4]
+
+
 def test_bearers_of_a_name() -> None:
     entities = [
         "Paul Ryan",
@@ -259,26 +289,57 @@ def test_bearers_of_a_name() -> None:
         "Bryan",
         "Ryan-Paul",
         "Saint Paul (Ryan)",
-        "Ångström unit",
+        "A\u030angstro\u0308m unit",  # letters and their marks apart
         "",
     ]
     mentions = ["ryan", "Paul Ryan", "Ryan Paul", "paul", "", "ångström", "(Ryan)", "unit Ångström", "---"]
     assert bearers(mentions, entities) == [4, 1, 1, 3, 0, 1, 4, 0, 0]
 
 
-@pytest.mark.parametrize("kind", ["mention", "entity"])
-def test_pictures_are_small_whatever_they_show(kind: str, tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (900, 600, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "noise.png")
-    Image.fromarray(noise[:3]).save(tmp_path / "flat.jpg")
-    Image.new("RGBA", (30, 40), (0, 0, 0, 0)).save(tmp_path / "clear.webp")
-    for name in ("noise.png", "flat.jpg", "clear.webp"):
-        found = thumbnail(tmp_path / name, kind)
-        assert found is not None
-        assert len(base64.b64decode(found.partition(",")[2])) <= BYTES[kind]
-    of_a_page = MISSES * (BYTES["mention"] + (1 + SHOWN) * BYTES["entity"]) * 4 / 3  # base64
+def test_a_picture_is_the_first_that_can_be_read(tmp_path: Path) -> None:
+    """As the model saw it."""
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "red.png")
+    Image.new("RGB", (9, 9), "blue").save(tmp_path / "blue.png")
+    paths = [tmp_path / name for name in ("none.jpg", "broken.jpg", "red.png", "blue.png")]
+    found = picture(paths, "entity")
+    assert found is not None
+    with Image.open(io.BytesIO(base64.b64decode(found.removeprefix("data:image/jpeg;base64,")))) as image:
+        assert image.getpixel((4, 4)) == pytest.approx((255, 0, 0), abs=8)
+    assert picture(paths[:2], "mention") is None
+    assert picture([], "mention") is None
+
+
+def test_a_page_is_small_whatever_its_pictures_show(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 2, (220, 220, 1), dtype=np.uint8).repeat(3, axis=2) * 255
+    for kind, side in SIDES.items():
+        Image.fromarray(noise[:side, :side]).save(tmp_path / "noise.png")
+        found = picture([tmp_path / "noise.png"], kind)
+        assert found is not None and len(found) <= BYTES[kind] * 4 / 3 + 30  # base64, and what it begins with
+    of_a_page = MISSES * (BYTES["mention"] + (1 + SHOWN) * BYTES["entity"]) * 4 / 3
     assert of_a_page < 3e6  # as the how-to page says
-    assert thumbnail(None, kind) is None
-    assert thumbnail(tmp_path / "none.jpg", kind) is None
-    (tmp_path / "broken.jpg").write_bytes((tmp_path / "flat.jpg").read_bytes()[:200])
-    assert thumbnail(tmp_path / "broken.jpg", kind) is None
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(2.0, "2"), (1_234_567.0, "1,234,567"), (109_975.5, "109,975.5")])
+def test_a_rank_is_shown_in_full(rank: float, expected: str) -> None:
+    choice = Choice("Q1", "Elm", None, {"union": -1.0, "text": -2.0}, None, True)
+    page = cases([Miss(Mention("1", "Elm", "", None, "Q1"), rank, choice, [choice])])
+    assert f"answer at rank <b>{expected}</b>" in page
+    assert "<span>image</span>" not in page  # the model has no such score
+
+
+@pytest.mark.parametrize(
+    ("sentence", "name", "expected"),
+    [
+        ("Started by Art", "art", "Started by <mark>Art</mark>"),
+        ("Startled", "art", "St<mark>art</mark>led"),
+        ("by\nSimon  Art.", "simon art", "by\n<mark>Simon  Art</mark>."),
+        ("C++ (a <b>) & C", "(A <b>)", "C++ <mark>(a &lt;b&gt;)</mark> &amp; C"),
+        ("nothing of it", "Elm", "nothing of it"),
+        ("nothing", "", "nothing"),
+        ("x" * 500 + " Elm " + "y" * 500, "Elm", "…" + "x" * 199 + " <mark>Elm</mark> " + "y" * 399 + "…"),
+    ],
+    ids=["whole word", "part", "white space", "escaped", "absent", "empty", "long"],
+)
+def test_the_mention_is_marked_in_its_sentence(sentence: str, name: str, expected: str) -> None:
+    assert marked(sentence, name) == expected
