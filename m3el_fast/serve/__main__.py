@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
+import math
 from pathlib import Path
 
 from m3el_fast.adapters.extras import require
+from m3el_fast.calibration import check_threshold, chosen_threshold
 from m3el_fast.checkpoint import index_of
 from m3el_fast.data.layout import KnowledgeBase, read_kb
 from m3el_fast.devices import add_device_option, named_device
@@ -23,12 +25,16 @@ def main(argv: list[str] | None = None) -> None:
         ("--max-requests", args.max_requests),
         ("--max-mb", args.max_mb),
     ):
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise InputError(option, "a positive number", value)
     if not args.watch >= 0:
         raise InputError("--watch", "seconds, or 0", args.watch)
+    if not 0 <= args.port <= 65_535:
+        raise InputError("--port", "a number from 0 (any that is free) to 65535", args.port)
+    check_threshold("--nil-threshold", args.nil_threshold)
     require("fastapi", "serve")
     require("uvicorn", "serve")
+    require("httptools", "serve")
     require("python_multipart", "serve")
 
     import uvicorn
@@ -36,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from m3el_fast.serve.app import create_app
     from m3el_fast.serve.entities import Entities
+    from m3el_fast.serve.protocol import uvicorn_options
     from m3el_fast.serve.service import Service
     from m3el_fast.serve.swapping import IndexInUse
 
@@ -47,17 +54,19 @@ def main(argv: list[str] | None = None) -> None:
         hint = f"python -m m3el_fast.index build {args.checkpoint} --kb DIR --out INDEX makes one"
         raise InputError("--index", "the folder of an index", "none, and the checkpoint comes without", hint)
     model = load_model(checkpoint).to(place)
+    chosen_threshold("--nil-threshold", model.calibration, args.nil_threshold)
     index = IndexInUse(model, folder)
     entities = Entities(_kb(args.kb))
     limits = Limits(body=int(args.max_mb * 1e6), seconds=args.timeout, requests=args.max_requests)
-    service = Service(index, entities, Path(args.checkpoint).name, limits, args.watch)
+    service = Service(index, entities, Path(args.checkpoint).name, limits, args.watch, args.nil_threshold)
     log = copy.deepcopy(LOGGING_CONFIG)
     log["loggers"]["m3el_fast"] = {"handlers": ["default"], "level": "INFO", "propagate": False}
-    print(f"linking to {len(index.linker.index)} entities of {index.path}")
+    print(f"linking to {len(index.linker.index)} entities of {index.path}", flush=True)
     gc.collect()
     gc.freeze()  # what is there now stays: no later collection goes through it, 0.3 s in which nothing else runs
     try:
-        uvicorn.run(create_app(service), host=args.host, port=args.port, log_config=log, server_header=False)
+        options = uvicorn_options(limits)
+        uvicorn.run(create_app(service), host=args.host, port=args.port, log_config=log, **options)
     finally:
         gc.unfreeze()
 
@@ -80,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-requests", metavar="N", type=int, default=default.requests, help=requests)
     size = f"megabytes of a request (default {default.body / 1e6:g})"
     parser.add_argument("--max-mb", metavar="MB", type=float, default=default.body / 1e6, help=size)
+    dropped = "a mention whose best entity is less probable has none, null (default: the checkpoint's; 0: never)"
+    parser.add_argument("--nil-threshold", metavar="P", type=float, help=dropped)
     add_device_option(parser)
     return parser
 

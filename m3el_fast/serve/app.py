@@ -50,7 +50,7 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     reasons = {
         400: "The body is not JSON, or not a form.",
         404: "There is no such entity, or no such picture.",
-        408: "The body came too slowly.",
+        408: "The body came too slowly; the connection is closed.",
         413: "The body or a picture is too large.",
         415: "The body is neither JSON nor a form.",
         422: "Something in the request cannot be used.",
@@ -79,7 +79,7 @@ class Jpeg(Response):
 
 
 class Headers:
-    """Adds to every answer what keeps a browser from doing more with it than it should."""
+    """Adds to every answer what keeps a browser from doing more with it than it should; HEAD is answered as GET is."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -90,6 +90,8 @@ class Headers:
                 MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
 
+        if scope.get("method") == "HEAD":
+            scope = {**scope, "method": "GET"}  # the server, which keeps its own, leaves the body out
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
 
 

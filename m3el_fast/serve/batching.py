@@ -19,7 +19,7 @@ Answer = list[Links]  # of each mention of a query
 Work = Callable[[list[Query]], list[Answer]]
 Outcome = Answer | BaseException
 
-_LINGER = 0.004  # seconds
+_LINGER = 0.008  # seconds
 _LOG = logging.getLogger("m3el_fast.serve")
 
 
@@ -44,7 +44,7 @@ class Batcher:
     """Links queries on a thread of its own: the one that came first and, in the order in which they came, those behind
     it with the same options, up to 64 mentions. So no query is overtaken for longer than a call.
 
-    Where fewer wait than there were in hand when the last call ended, the thread waits for them, four milliseconds at
+    Where fewer wait than there were in hand when the last call ended, the thread waits for them, eight milliseconds at
     most: clients that have just been answered need a moment to ask again. A lone client is never kept waiting.
 
     Args:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from m3el_fast.errors import InputError
 
 _SHOWN = 80  # characters of what a client sent
+_ERRORS = 1_000  # in a request; more of them would take much more memory than the request
 
 
 class Refused(InputError):
@@ -40,12 +41,15 @@ def place(location: tuple[int | str, ...]) -> str:
         if isinstance(step, int):
             parts.append(f"{'record' if depth == 1 else 'item'} {step + 1}")
         else:
-            parts.append(f"field {step}" if depth else step)
+            name = step if len(step) <= _SHOWN else step[:_SHOWN] + "..."
+            parts.append(f"field {name}" if depth else name)
     return ", ".join(parts) or "body"
 
 
 def first_error(errors: ValidationError) -> InputError:
     """The first of pydantic's errors."""
+    if errors.error_count() > _ERRORS:
+        return InputError("body", "fields as /docs lists them", f"{errors.error_count():,} errors")
     error = errors.errors(include_url=False)[0]
     kind, where, context = error["type"], place(error["loc"]), error.get("ctx", {})
     if kind == "json_invalid":

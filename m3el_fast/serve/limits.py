@@ -14,6 +14,10 @@ K, CANDIDATES = 100, 1_000
 """Links of a mention; candidates of a mention, by number or by id."""
 
 
+HEAD = 65_536
+"""Bytes of a request's header fields."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What the machine decides.

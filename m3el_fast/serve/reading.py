@@ -6,9 +6,10 @@ from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import Any, TypeVar
 
+from anyio import from_thread
 from pydantic import BaseModel, ValidationError
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -19,8 +20,11 @@ from m3el_fast.serve.linking import Query
 from m3el_fast.serve.pictures import decode_picture, from_base64
 from m3el_fast.serve.schema import LinkForm, LinkIn, MentionIn
 
-Parse = Callable[[], Query]
-"""What is left to do with a body that was read: slow, for a thread."""
+Asked = tuple[Query, float | None]
+"""A query, and the NIL threshold that it asks for."""
+
+Parse = Callable[[], Asked]
+"""What is left to do with a body that was read: slow, for a thread of anyio's; it ends early when that is cancelled."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -33,46 +37,59 @@ async def read_query(request: Request, size: int, limits: Limits) -> Parse:
     Raises:
         Refused: it is too large (413), or neither JSON nor a form (415); the form is malformed (400).
     """
-    kind = parse_options_header(request.headers.get("content-type"))[0].decode("latin-1")
+    described, options = parse_options_header(request.headers.get("content-type"))
+    kind = described.decode("latin-1")
     body = _limited(request, limits.body)
     if kind == "application/json":
         content = b"".join([chunk async for chunk in body])
         return partial(_from_json, content, size, limits)
     if kind == "multipart/form-data":
-        fields, file = await _read_form(request, body, limits)
+        fields, file = await _read_form(options.get(b"boundary", b""), body, limits)
         return partial(_from_form, fields, file, size, limits)
     raise Refused(415, "header content-type", _FORMS, shown(kind) if kind else "none")
 
 
 async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
-    """The chunks of a body; of one that is too large, as much again is read and dropped, so that a client that writes
-    before it reads gets to the answer."""
-    said = request.headers.get("content-length", "")
-    count, refused = 0, said.isdecimal() and int(said) > most
+    """The chunks of a body. One that is too large is read to its end and dropped, so that a client that writes before
+    it reads, as browsers do, gets to the answer."""
+    said = int(request.headers.get("content-length", 0))
+    count, refused = 0, said > most
     async for chunk in request.stream():
         count += len(chunk)
         refused = refused or count > most
         if not refused:
             yield chunk
-        elif count > 2 * most:
-            break
     if refused:
-        raise Refused(413, "body", f"at most {most:,} bytes", said if said.isdecimal() else "more")
+        raise Refused(413, "body", f"at most {most:,} bytes", f"{said:,}" if said else "more")
+
+
+class _FormParser(MultiPartParser):
+    """Knows whether it got to the end of the form; without that, the last field is lost."""
+
+    ended = False
+
+    def on_end(self) -> None:
+        self.ended = True
 
 
 async def _read_form(
-    request: Request, body: AsyncGenerator[bytes, None], limits: Limits
+    boundary: bytes, body: AsyncGenerator[bytes, None], limits: Limits
 ) -> tuple[dict[str, str], bytes | None]:
     """The fields of a form, and its file ``image``."""
-    parser = MultiPartParser(request.headers, body, max_files=1, max_fields=8, max_part_size=limits.body)
+    # In latin-1 every byte is a character: what is not UTF-8 can be told afterwards.
+    kind = f'multipart/form-data; charset=latin-1; boundary="{boundary.decode("latin-1")}"'
+    parser = _FormParser(Headers({"content-type": kind}), body, max_files=1, max_fields=8, max_part_size=limits.body)
     parser.spool_max_size = limits.body + 1  # in memory
     try:
         form = await parser.parse()
     except MultiPartException as error:
         raise Refused(400, "body", "a form", error.message) from None
+    if not parser.ended:
+        raise Refused(400, "body", "a form that ends with its boundary", "one that does not")
     fields: dict[str, str] = {}
     file = None
-    for name, value in form.multi_items():
+    for raw, value in form.multi_items():
+        name = _utf8(raw)
         if name in fields or (name == "image" and file is not None):
             raise InputError(f"field {shown(name)}", "each field once", "it twice")
         if (name, value) == ("image", ""):
@@ -84,11 +101,19 @@ async def _read_form(
             file = await value.read()
             await value.close()
         else:
-            fields[name] = value
+            fields[name] = _utf8(value)
     return fields, file or None  # browsers send an empty file where none was chosen
 
 
-def _from_json(content: bytes, size: int, limits: Limits) -> Query:
+def _utf8(latin: str) -> str:
+    data = latin.encode("latin-1")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise Refused(400, "body", "a form in UTF-8", shown(data)) from None
+
+
+def _from_json(content: bytes, size: int, limits: Limits) -> Asked:
     request = _checked(lambda: LinkIn.model_validate_json(content))
     _check_candidates(request.candidates, request.k)
     mentions, pictures = [], []
@@ -96,16 +121,18 @@ def _from_json(content: bytes, size: int, limits: Limits) -> Query:
         where = f"mentions, record {number}, field image"
         mentions.append(_record(mention))
         data = from_base64(mention.image, where, limits) if mention.image else None
+        from_thread.check_cancelled()  # the time may be up before all pictures are decoded
         pictures.append(None if data is None else decode_picture(data, where, size, limits))
-    return Query(mentions, pictures, request.k, request.candidates)
+    return Query(mentions, pictures, request.k, request.candidates), request.nil_threshold
 
 
-def _from_form(fields: dict[str, str], file: bytes | None, size: int, limits: Limits) -> Query:
+def _from_form(fields: dict[str, str], file: bytes | None, size: int, limits: Limits) -> Asked:
     # an empty field of a form is one that was not filled in
     form = _checked(lambda: LinkForm.model_validate({k: v for k, v in fields.items() if v or k in _TEXTS}))
     _check_candidates(form.candidates, form.k)
     picture = None if file is None else decode_picture(file, "image", size, limits)
-    return Query([{"mention": form.mention, "sentence": form.sentence}], [picture], form.k, form.candidates)
+    mention = {"mention": form.mention, "sentence": form.sentence}
+    return Query([mention], [picture], form.k, form.candidates), form.nil_threshold
 
 
 _TEXTS = ("mention", "sentence")

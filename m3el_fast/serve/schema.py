@@ -23,6 +23,15 @@ _Number = Annotated[
         "entities are scored, exactly. It is of no effect on mentions with candidates of their own.",
     ),
 ]
+_Threshold = Annotated[
+    float | None,
+    Field(
+        ge=0,
+        le=1,
+        description="A mention whose best entity is less probable has none; 0: every mention gets its best. Left out: "
+        "the server's. Only where the checkpoint is calibrated.",
+    ),
+]
 
 
 class MentionIn(BaseModel):
@@ -56,6 +65,7 @@ class LinkIn(BaseModel):
     mentions: list[MentionIn] = Field(min_length=1, max_length=limits.MENTIONS)
     k: _K = 10
     candidates: _Number = None
+    nil_threshold: _Threshold = None
 
 
 class LinkForm(BaseModel):
@@ -66,6 +76,7 @@ class LinkForm(BaseModel):
     sentence: _Sentence
     k: _K = 10
     candidates: _Number = None
+    nil_threshold: _Threshold = None
 
 
 class Components(BaseModel):
@@ -107,7 +118,7 @@ class LinksOut(BaseModel):
 
     links: list[list[LinkOut]] = Field(description="The k best entities, best first.")
     entities: list[str | None] = Field(
-        description="Id of the best one; null = none, or it is less probable than the checkpoint's NIL threshold."
+        description="Id of the best one; null = there is none, or it is less probable than the NIL threshold."
     )
 
 
@@ -140,6 +151,7 @@ class HealthOut(BaseModel):
     checkpoint: str
     index: IndexOut
     kb: bool = Field(description="Whether entities have texts and pictures.")
+    nil_threshold: float | None = Field(description="Of requests that name none; null = every mention has an entity.")
     requests: int = Field(description="In hand.")
 
 

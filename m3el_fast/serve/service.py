@@ -12,6 +12,8 @@ import anyio
 from anyio import CapacityLimiter, to_thread
 from starlette.requests import ClientDisconnect, Request
 
+from m3el_fast.calibration import chosen_threshold
+from m3el_fast.link import Links
 from m3el_fast.serve.batching import Answer, Batcher
 from m3el_fast.serve.entities import Entities
 from m3el_fast.serve.errors import Refused
@@ -20,6 +22,8 @@ from m3el_fast.serve.linking import Query
 from m3el_fast.serve.reading import read_query
 from m3el_fast.serve.swapping import IndexInUse
 
+_DECODING = 8  # bodies at a time: one of 12 MB can take a gigabyte, and a picture of 50 million pixels as much
+
 
 class Service:
     """Links what clients send to the index in use.
@@ -27,13 +31,23 @@ class Service:
     Args:
         index: answers come from; entities: what else is known of them.
         name: of the checkpoint; watch: seconds between two looks at the index's folder.
+        nil_threshold: of requests that name none; None = the checkpoint's, if it has one.
     """
 
-    def __init__(self, index: IndexInUse, entities: Entities, name: str, limits: Limits, watch: float) -> None:
+    def __init__(
+        self,
+        index: IndexInUse,
+        entities: Entities,
+        name: str,
+        limits: Limits,
+        watch: float,
+        nil_threshold: float | None = None,
+    ) -> None:
         self.index, self.entities, self.name, self.limits, self.watch = index, entities, name, limits, watch
+        self._nil_threshold = nil_threshold
         self.requests = 0
         self._batcher = Batcher(lambda queries: self.index.linker.answer(queries))
-        self._decoding = CapacityLimiter(os.cpu_count() or 1)
+        self._decoding = CapacityLimiter(min(os.cpu_count() or 1, _DECODING))
         self._size = index.model.encoder.image_size
 
     def start(self) -> None:
@@ -64,11 +78,13 @@ class Service:
                 with anyio.fail_after(self.limits.seconds):
                     parse = await read_query(request, self._size, self.limits)
             except TimeoutError:
-                raise Refused(408, "body", f"all of it in {self.limits.seconds:g} s", "a part") from None
+                expected = f"all of it in {self.limits.seconds:g} s"
+                raise Refused(408, "body", expected, "a part", {"Connection": "close"}) from None
             try:
                 with anyio.fail_after(max(0.0, deadline - anyio.current_time())):
-                    query = await to_thread.run_sync(parse, abandon_on_cancel=True, limiter=self._decoding)
-                    return await self._unless_gone(request, query)
+                    query, nil_threshold = await to_thread.run_sync(parse, limiter=self._decoding)
+                    threshold = self._threshold(nil_threshold)
+                    return [Links(links, threshold) for links in await self._unless_gone(request, query)]
             except TimeoutError:
                 raise Refused(504, "server", f"an answer in {self.limits.seconds:g} s", "none") from None
 
@@ -87,8 +103,14 @@ class Service:
                 "problem": index.problem,
             },
             "kb": self.entities.there,
+            "nil_threshold": self._threshold(None),
             "requests": self.requests,
         }
+
+    def _threshold(self, asked: float | None) -> float | None:
+        """The NIL threshold of a request that asks for one, or (None) does not."""
+        given = self._nil_threshold if asked is None else asked
+        return chosen_threshold("nil_threshold", self.index.model.calibration, given)
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:

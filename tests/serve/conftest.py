@@ -10,7 +10,7 @@ import pytest
 if TYPE_CHECKING:
     from serve.serving import Served
 
-MISSING = [name for name in ("fastapi", "uvicorn", "python_multipart", "httpx") if find_spec(name) is None]
+MISSING = [name for name in ("fastapi", "uvicorn", "httptools", "python_multipart", "httpx") if find_spec(name) is None]
 
 
 class NotInstalled(pytest.Module):

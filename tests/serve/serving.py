@@ -21,6 +21,7 @@ from m3el_fast.link import Linker
 from m3el_fast.serve.app import create_app
 from m3el_fast.serve.entities import Entities
 from m3el_fast.serve.limits import Limits
+from m3el_fast.serve.protocol import uvicorn_options
 from m3el_fast.serve.service import Service
 from m3el_fast.serve.swapping import IndexInUse
 
@@ -39,9 +40,17 @@ class Served:
     def linker(self) -> Linker:
         return Linker(self.case.model, index=EntityIndex.open(self.index))
 
-    def service(self, kb: bool = False, index: Path | None = None, watch: float = 0, **limits: Any) -> Service:
+    def service(
+        self,
+        kb: bool = False,
+        index: Path | None = None,
+        watch: float = 0,
+        nil_threshold: float | None = None,
+        **limits: Any,
+    ) -> Service:
         entities = Entities(read_kb(self.folder, "attr") if kb else None)
-        return Service(IndexInUse(self.case.model, index or self.index), entities, "tiny", Limits(**limits), watch)
+        in_use = IndexInUse(self.case.model, index or self.index)
+        return Service(in_use, entities, "tiny", Limits(**limits), watch, nil_threshold)
 
     def build(self, out: Path, rows: range = range(12)) -> EntityIndex:
         names = [MARKUP if row == 0 else f"Elm {row}" for row in rows]
@@ -66,7 +75,9 @@ def running(service: Service) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(service), port=port, log_level="error"))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(service), port=port, log_level="error", **uvicorn_options(service.limits))
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -100,6 +100,38 @@ def test_probabilities_are_the_linkers(
     assert all(0 <= link["probability"] <= 1 for links in found["links"] for link in links)
 
 
+def test_a_nil_threshold_of_a_request(
+    served: Served, address: str, client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests with different ones are linked together."""
+    values = {"temperature": 0.7, "nil_score": 9.0, "data": "x", "entities": 12, "mentions": 9, "nil": 3}
+    monkeypatch.setattr(served.case.model, "calibration", Calibration(nil_threshold=0.0, **values))
+    local, sent = mentions(tmp_path)
+    expected = served.linker.link(local)
+    best = sorted(links[0]["probability"] for links in expected)
+    thresholds = [None, 0, (best[3] + best[4]) / 2, 1, 1.0]
+
+    def ask(threshold: float | None) -> Any:
+        return httpx.post(f"{address}/link", json={"mentions": sent, "nil_threshold": threshold}, timeout=30).json()
+
+    with ThreadPoolExecutor(5) as pool:
+        found = list(pool.map(ask, thresholds))
+    assert [answer["entities"].count(None) for answer in found] == [0, 0, 4, 8, 8]
+    assert all(near(answer["links"], expected) for answer in found)
+    form = client.post("/link", data=GOOD | {"nil_threshold": "1"}, files={"image": b""}).json()
+    assert form["entities"] == [None]
+
+
+def test_a_nil_threshold_of_the_server(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"temperature": 0.7, "nil_score": 9.0, "data": "x", "entities": 12, "mentions": 9, "nil": 3}
+    monkeypatch.setattr(served.case.model, "calibration", Calibration(nil_threshold=0.0, **values))
+    with running(served.service(nil_threshold=1.0)) as address:
+        assert httpx.get(f"{address}/healthz").json()["nil_threshold"] == 1.0
+        assert httpx.post(f"{address}/link", json={"mentions": [GOOD]}).json()["entities"] == [None]
+        best = httpx.post(f"{address}/link", json={"mentions": [GOOD], "nil_threshold": 0}).json()
+        assert best["entities"] == [best["links"][0][0]["id"]]
+
+
 def test_a_single_mention_is_equal_bit_by_bit(served: Served, client: httpx.Client, tmp_path: Path) -> None:
     for local, sent in zip(*mentions(tmp_path), strict=True):
         answer = client.post("/link", json={"mentions": [sent], "k": 12}).json()
@@ -221,6 +253,7 @@ def test_health(client: httpx.Client, served: Served) -> None:
         "model": "m3el",
         "checkpoint": "tiny",
         "kb": True,
+        "nil_threshold": None,
         "requests": 0,
     }
     assert (index["name"], index["version"], index["entities"], index["problem"]) == ("index", 1, 12, None)
@@ -239,6 +272,15 @@ def test_the_pages(client: httpx.Client) -> None:
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert "http://" not in answer.text.replace("http://www.w3.org/2000/svg", "")
         assert "https://" not in answer.text
+
+
+@pytest.mark.parametrize("path", ["/", "/page.js", "/healthz", "/entities/Q0", "/entities/Q2/image", "/entities/Q99"])
+def test_head(path: str, client: httpx.Client) -> None:
+    """Load balancers ask so whether a server is up."""
+    full, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (full.status_code, b"")
+    assert head.headers["content-length"] == str(len(full.content))
+    assert client.head("/link").status_code == 405
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
@@ -273,6 +315,20 @@ BAD: dict[str, tuple[Any, int, str]] = {
     "k-true": ({"mentions": [GOOD], "k": True}, 422, "k: a valid integer; True"),
     "few": ({"mentions": [GOOD], "candidates": 9}, 422, "candidates: at least 10 (k); 9"),
     "all": ({"mentions": [GOOD], "candidates": CANDIDATES + 1}, 422, "candidates: less than or equal to 1000; 1001"),
+    "nil": ({"mentions": [GOOD], "nil_threshold": 1.5}, 422, "nil_threshold: less than or equal to 1; 1.5"),
+    "nil-nan": (
+        {"mentions": [GOOD], "nil_threshold": float("nan")},
+        422,
+        "nil_threshold: less than or equal to 1; nan",
+    ),
+    "nil-text": ({"mentions": [GOOD], "nil_threshold": "0.5"}, 422, "nil_threshold: a valid number; '0.5'"),
+    "no-calibration": (
+        {"mentions": [GOOD], "nil_threshold": 0.5},
+        422,
+        "nil_threshold: a calibrated checkpoint; one without calibration.json",
+    ),
+    "unknown-long": ({"mentions": [GOOD], "x" * 9_999: 1}, 422, "x" * 80 + "...: a field that is known"),
+    "errors": ({f"{i}": 1 for i in range(9_999)}, 422, "body: fields as /docs lists them; 10,000 errors"),
     "id": (
         {"mentions": [GOOD, GOOD | {"candidates": ["Q1", "Q12"]}]},
         422,
@@ -364,12 +420,20 @@ def test_a_bad_form(sent: dict[str, Any], said: str, client: httpx.Client) -> No
     assert answer.status_code == 422
 
 
+FORM = b"".join(
+    b'--a\r\nContent-Disposition: form-data; name="%s"\r\n\r\nElm\r\n' % name for name in (b"mention", b"sentence")
+)
+
+
 @pytest.mark.parametrize(
     ("kind", "content", "status"),
     [
         ("multipart/form-data", b"x", 400),
         ("multipart/form-data; boundary=a", b"x", 400),
         ("multipart/form-data; boundary=a", b"--a\r\n\r\nx\r\n--a--", 400),
+        ("multipart/form-data; boundary=a", FORM.replace(b"Elm", b"\xff") + b"--a--\r\n", 400),
+        ("multipart/form-data; boundary=a", FORM, 400),  # without its end
+        ("multipart/form-data; boundary=a; charset=undefined", FORM + b"--a--", 200),
         ("text/plain", b"{}", 415),
         ("application/x-www-form-urlencoded", b"mention=Elm&sentence=x", 415),
         ("", b"{}", 415),
@@ -377,7 +441,7 @@ def test_a_bad_form(sent: dict[str, Any], said: str, client: httpx.Client) -> No
 )
 def test_a_body_of_another_kind(kind: str, content: bytes, status: int, client: httpx.Client) -> None:
     answer = client.post("/link", content=content, headers={"content-type": kind})
-    assert (answer.status_code, list(answer.json())) == (status, ["error"])
+    assert (answer.status_code, list(answer.json())) == (status, ["links", "entities"] if status == 200 else ["error"])
 
 
 def test_other_methods(client: httpx.Client) -> None:

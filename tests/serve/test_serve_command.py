@@ -24,6 +24,13 @@ REFUSED = {
     "timeout": (["--timeout", "0"], "--timeout: expected a positive number, got 0.0"),
     "requests": (["--max-requests", "-1"], "--max-requests: expected a positive number, got -1"),
     "size": (["--max-mb", "nan"], "--max-mb: expected a positive number, got nan"),
+    "infinite": (["--max-mb", "inf"], "--max-mb: expected a positive number, got inf"),
+    "port": (["--port", "65536"], "--port: expected a number from 0 (any that is free) to 65535, got 65536"),
+    "nil": (["--nil-threshold", "2"], "--nil-threshold: expected a probability, from 0 to 1, got 2.0"),
+    "no-calibration": (
+        ["--index", "INDEX", "--nil-threshold", "0.5"],
+        "--nil-threshold: expected a calibrated checkpoint, got one without",
+    ),
     "watch": (["--watch", "-1"], "--watch: expected seconds, or 0, got -1.0"),
     "index": (["--index", "none"], "none: expected an entity index"),
     "no-index": ([], "--index: expected the folder of an index, got none, and the checkpoint comes without"),

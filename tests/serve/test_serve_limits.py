@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -14,6 +15,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from m3el_fast.serve import protocol, reading
+from m3el_fast.serve.limits import Limits
 from m3el_fast.serve.service import Service
 from serve.serving import Served, running
 from serve.test_serve_api import GOOD, coded, picture
@@ -95,13 +98,9 @@ def test_a_body_that_is_too_large(length: int, chunked: bool, small: str) -> Non
             yield b" " * min(10_000, length - start)
 
     headers = {"content-type": "application/json"} | ({} if chunked else {"content-length": str(length)})
-    try:
-        answer = httpx.post(f"{small}/link", content=chunks(), headers=headers)
-    except httpx.TransportError:
-        assert length > 100_000  # beyond twice the limit the server reads no more: a client may not get to its answer
-        return
+    answer = httpx.post(f"{small}/link", content=chunks(), headers=headers)
     assert answer.status_code == 413
-    got = "more" if chunked else str(length)
+    got = "more" if chunked else f"{length:,}"
     assert answer.json() == {"error": {"where": "body", "expected": "at most 50,000 bytes", "got": got}}
 
 
@@ -127,12 +126,55 @@ def test_a_picture_that_is_too_large(small: str) -> None:
     assert found[1].json()["error"]["got"] == "101 x 100 pixels, more than 10,000"
 
 
+def test_header_fields_that_are_too_large(small: str) -> None:
+    lines = b"X: " + b"x" * 30_000 + b"\r\n"
+    with raw(small) as fine:
+        for _ in range(3):  # each request has as much
+            fine.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + lines + lines + b"\r\n")
+            assert fine.recv(9_999).startswith(b"HTTP/1.1 200")
+    chunks = b"POST /link HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    body = b'{"mentions": [{"mention": "Elm", "sentence": "x"}]}'
+    parts = [body.ljust(45_000)[start : start + 3] for start in range(0, 45_000, 3)]
+    with raw(small, chunks) as fine:
+        time.sleep(0.1)  # the head is read
+        fine.sendall(b"".join(b"3\r\n%s\r\n" % part for part in parts) + b"0\r\n\r\n")
+        assert fine.recv(99).startswith(b"HTTP/1.1 200")
+    for start in (b"GET /healthz HTTP/1.1\r\nHost: x\r\n", chunks + b"33\r\n" + body + b"\r\n0\r\n", chunks + b"33;"):
+        for end in (lines * 9, b"X: " + b"x" * 999_999):
+            with raw(small, start) as connection:
+                with contextlib.suppress(ConnectionError):
+                    connection.sendall(end)
+                    assert connection.recv(99).startswith(b"HTTP/1.1 400")
+                with contextlib.suppress(ConnectionError):
+                    while connection.recv(9_999):
+                        pass
+
+
 # -- time and number --------------------------------------------------------------------------------------------------
 
 
 def test_a_body_that_comes_too_slowly(served: Served) -> None:
     with running(served.service(seconds=0.3)) as address, raw(address, head(99), b'{"mentions"') as slow:
-        assert slow.recv(99).startswith(b"HTTP/1.1 408")
+        answer = b"".join(iter(lambda: slow.recv(9_999), b""))  # to its end: the server closes
+        assert answer.startswith(b"HTTP/1.1 408") and b"\r\nconnection: close\r\n" in answer.lower()
+
+
+def test_pictures_that_take_too_long(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the time is up no further one is decoded, and the thread is free."""
+    decoded: list[float] = []
+
+    def slow(data: bytes, where: str, size: int, limits: Limits) -> None:
+        time.sleep(0.1)
+        decoded.append(time.monotonic())
+
+    monkeypatch.setattr(reading, "decode_picture", slow)
+    with running(served.service(seconds=0.25)) as address:
+        answer = httpx.post(f"{address}/link", json={"mentions": [GOOD | {"image": coded(b"x")}] * 60}, timeout=30)
+        assert answer.status_code == 504
+        count = len(decoded)
+        assert count <= 5
+        time.sleep(0.3)
+        assert len(decoded) == count
 
 
 def test_linking_that_takes_too_long(served: Served) -> None:
@@ -188,3 +230,17 @@ def test_requests_in_hand_are_finished(served: Served) -> None:
             threading.Timer(0.3, holder.go_on.set).start()
         # the server has ended
         assert [one.result().status_code for one in asked] == [200, 200]
+
+
+@pytest.mark.slow
+def test_a_client_that_does_not_read(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not keep the server from ending."""
+    monkeypatch.setattr(protocol, "GRACE", 1)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with running(served.service(seconds=1)) as address:
+            client.connect((urlsplit(address).hostname, urlsplit(address).port))
+            client.sendall(b"GET /page.js HTTP/1.1\r\nHost: x\r\n\r\n" * 2_000)
+            time.sleep(1)  # as much was answered as the sockets hold
+            started = time.monotonic()
+        assert 1.5 < time.monotonic() - started < 10  # the one that waits was given its time

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from m3el_fast.calibration import Calibration
 from serve.serving import MARKUP, Served, running
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
@@ -127,7 +128,7 @@ def test_a_dropped_picture(page: Any) -> None:
     drop = """(type) => {
         const dataTransfer = new DataTransfer();
         dataTransfer.items.add(new File(["no picture"], "a", { type }));
-        document.querySelector("#drop").dispatchEvent(new DragEvent("drop", { dataTransfer }));
+        document.querySelector("#drop").dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true }));
     }"""
     page.evaluate(drop, "text/plain")
     assert page.inner_text("#error") == "Picture: expected an image, got text/plain"
@@ -138,6 +139,8 @@ def test_a_dropped_picture(page: Any) -> None:
     until(page, "document.querySelector('#error').textContent.includes('readable')")
     said = "image: expected a readable image, got not an image of a known format."
     assert page.inner_text("#error") == said
+    page.click("#remove")
+    assert page.is_hidden("#error")
 
 
 def test_what_cannot_be_linked(page: Any) -> None:
@@ -183,3 +186,85 @@ def test_nothing_is_wider_than_a_phone(path: str, page: Any, address: str) -> No
         select(page, "We saw the inn number 0", "inn")
         linked(page)
     assert page.evaluate("document.documentElement.scrollWidth") == 400
+
+
+def test_a_mention_that_is_none_of_them(page: Any, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probabilities, and that there is no entity."""
+    values = {"temperature": 0.7, "nil_score": 9.0, "data": "x", "entities": 12, "mentions": 9, "nil": 3}
+    monkeypatch.setattr(served.case.model, "calibration", Calibration(nil_threshold=0.99, **values))
+    page.reload()
+    sentence = "We saw the inn number 0"
+    select(page, sentence, "inn")
+    linked(page)
+    best = served.linker.link([{"mention": "inn", "sentence": sentence}])[0][0]["probability"]
+    said = f"The best candidate has a probability of {100 * best:.1f}%, less than the 99.0% that an answer needs."
+    assert page.inner_text("#nil") == f"No entity (NIL). {said}"
+    assert page.locator(".probability").first.inner_text() == f"{100 * best:.1f}%"
+    assert page.locator(".best").count() == 0
+    monkeypatch.setattr(served.case.model, "calibration", Calibration(nil_threshold=0, **values))
+    linked(page)
+    assert page.is_hidden("#nil")
+    assert page.locator(".best .name").inner_text().startswith("1. ")
+
+
+def test_selections(page: Any) -> None:
+    """The second of two equal names, a name over two lines, characters of two units, and what is typed afterwards."""
+    marked = "document.querySelector('#marked').innerHTML"
+    sentence = "\U0001f600" * 90 + "Elm and\nElm \u05d0\u05dc\u05de, \U0001f600\U0001f601" + "\U0001f602" * 81
+
+    def selected(start: int, end: int) -> str:
+        """By the mouse, in the units that the browser counts; how the mention is shown."""
+        page.evaluate(
+            """([start, end]) => {
+                const sentence = document.querySelector("#sentence");
+                sentence.setSelectionRange(start, end);
+                sentence.dispatchEvent(new MouseEvent("mouseup"));
+            }""",
+            [start, end],
+        )
+        return str(page.evaluate(marked))
+
+    page.fill("#sentence", sentence)
+    faces, laughs = "\U0001f600" * 80, "\U0001f602" * 80
+    assert selected(188, 192).startswith("…" + "\U0001f600" * 72 + "Elm and\n<mark>Elm</mark> ")
+    assert selected(180, 192).startswith(f"…{faces}<mark>Elm and\nElm</mark> ")
+    assert page.input_value("#mention") == "Elm and Elm"
+    assert selected(197, 201).endswith(f"<mark>\U0001f600\U0001f601</mark>{laughs}…")
+    assert page.input_value("#mention") == "\U0001f600\U0001f601"
+    page.fill("#mention", "Elm")
+    assert page.evaluate(marked).startswith(f"…{faces}<mark>Elm</mark> and")
+    page.focus("#mention")
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate("document.activeElement.id") == "sentence"
+    assert page.input_value("#mention") == "Elm"
+
+
+def test_the_keyboard_alone(page: Any) -> None:
+    """Fields and buttons in their order, and the focus stays where it was."""
+    page.fill("#sentence", "We saw Elm")
+    page.focus("#sentence")
+    places = []
+    for _ in range(5):
+        page.keyboard.press("Tab")
+        places.append(page.evaluate("document.activeElement.id"))
+    assert places == ["mention", "image", "k", "link", ""]
+    page.focus("#mention")
+    page.keyboard.type("Elm")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('#results li')")
+    until(page, "document.activeElement.id === 'mention'")
+    page.focus("#link")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('#results').getAttribute('aria-busy') === null")
+    assert page.evaluate("document.activeElement.id") == "link"
+
+
+def test_without_a_kb(browser: Any, served: Served) -> None:
+    page = browser.new_page()
+    with running(served.service()) as address:
+        page.goto(address)
+        page.fill("#sentence", "We saw Elm")
+        page.fill("#mention", "Elm")
+        linked(page)
+        assert page.locator(".picture").count() == 0
+    page.close()

@@ -2,8 +2,8 @@
 const $ = (id) => document.getElementById(id);
 const COMPONENTS = { text: "text", image: "image", t2v: "text to image", v2t: "image to text" };
 let picture = null;
-let knowsEntities = false;
-let asked = 0; // an answer to an older question is not shown
+let server = {}; // as /healthz describes it
+let selection = ""; // in the sentence, when it was last looked at
 
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -19,26 +19,33 @@ function svg(name, attributes = {}) {
 }
 
 const number = (value) => (typeof value === "number" ? value.toFixed(2) : "–");
+const percent = (value) => (value > 0 && value < 0.0005 ? "< 0.1%" : `${(100 * value).toFixed(1)}%`);
+
+// By characters: half of one is none.
+const first = (text, count) => Array.from(text.slice(0, 2 * count)).slice(0, count).join("");
+const last = (text, count) => Array.from(text.slice(-2 * count)).slice(-count).join("");
 
 // -- the question -----------------------------------------------------------------------------------------------------
 
 function markSelection() {
   const { selectionStart: start, selectionEnd: end, value } = $("sentence");
+  const selected = `${start} ${end} ${value}`;
+  if (selection === selected) return; // an old one does not undo what was typed since
+  selection = selected;
   const name = value.slice(start, end).trim();
   if (!name) return;
-  $("mention").value = name;
-  showMarked(start + value.slice(start, end).indexOf(name));
+  $("mention").value = name.replace(/\s+/g, " ");
+  showMarked(name, start + value.slice(start, end).indexOf(name));
 }
 
-function showMarked(at = -1) {
-  const sentence = $("sentence").value;
-  const name = $("mention").value;
-  const place = at >= 0 ? at : name ? sentence.indexOf(name) : -1;
+function showMarked(name = $("mention").value, place = name ? $("sentence").value.indexOf(name) : -1) {
   $("marked").hidden = place < 0;
   if (place < 0) return;
-  const before = sentence.slice(Math.max(0, place - 80), place);
-  const after = sentence.slice(place + name.length, place + name.length + 80);
-  $("marked").replaceChildren(before, element("mark", {}, name), after);
+  const sentence = $("sentence").value;
+  const [before, after] = [sentence.slice(0, place), sentence.slice(place + name.length)];
+  const [left, right] = [last(before, 80), first(after, 80)];
+  const cut = (part, whole) => (part.length < whole.length ? "…" : "");
+  $("marked").replaceChildren(cut(left, before), left, element("mark", {}, name), right, cut(right, after));
 }
 
 function setPicture(file) {
@@ -46,10 +53,12 @@ function setPicture(file) {
     showError(`Picture: expected an image, got ${file.type || "a file of unknown type"}`);
     return;
   }
+  showError("");
   if (picture) URL.revokeObjectURL($("preview").src);
   picture = file;
   $("preview").hidden = $("remove").hidden = !file;
-  $("drop-text").hidden = Boolean(file);
+  $("picture-name").textContent = file ? file.name : "Drop or paste an image, or";
+  $("choose").textContent = file ? "Choose another" : "choose a file";
   if (file) $("preview").src = URL.createObjectURL(file);
   else {
     $("preview").removeAttribute("src");
@@ -62,6 +71,7 @@ function setPicture(file) {
 function showError(text) {
   $("error").textContent = text;
   $("error").hidden = !text;
+  if (text) $("error").scrollIntoView({ block: "nearest" });
 }
 
 async function get(address, options) {
@@ -91,7 +101,7 @@ async function link(event) {
   const form = new FormData();
   for (const id of ["sentence", "mention", "k"]) form.append(id, $(id).value);
   if (picture) form.append("image", picture);
-  const own = ++asked;
+  const focused = document.activeElement;
   showError("");
   $("link").disabled = true;
   $("results").setAttribute("aria-busy", "true");
@@ -100,41 +110,58 @@ async function link(event) {
     const started = performance.now();
     const { links, entities } = await get("link", { method: "POST", body: form });
     const taken = performance.now() - started;
-    if (own !== asked) return;
-    const found = links[0] ?? [];
-    showResults(found);
-    const doubt = found.length && !entities[0] ? " It is probably none of them." : "";
-    $("status").textContent = `${found.length} candidates for “${form.get("mention")}”, ${taken.toFixed(0)} ms.${doubt}`;
+    const mention = form.get("mention");
+    const name = element("bdi", {}, mention.length > 80 ? `${first(mention, 80)}…` : mention);
+    $("status").replaceChildren(`${links[0].length} candidates for “`, name, `”, ${taken.toFixed(0)} ms.`);
+    showResults(links[0], entities[0]);
   } catch (error) {
     $("results").replaceChildren();
-    $("status").textContent = "";
+    $("nil").hidden = true;
+    $("status").textContent = "Nothing linked.";
     showError(error.message);
   } finally {
     $("link").disabled = false;
     $("results").removeAttribute("aria-busy");
+    focused.focus({ preventScroll: true }); // a button loses it while it is disabled
   }
 }
 
-function showResults(found) {
+function showResults(found, entity) {
+  $("nil").hidden = entity !== null;
+  if (entity === null) {
+    const { nil_threshold: threshold } = server;
+    const least = typeof threshold === "number" ? `, less than the ${percent(threshold)} that an answer needs` : "";
+    const why = found.length ? ` The best candidate has a probability of ${percent(found[0].probability)}${least}.` : "";
+    $("nil").replaceChildren(element("strong", {}, "No entity (NIL)."), why);
+  }
   const values = found.flatMap((one) => Object.values(one.components)).filter((value) => typeof value === "number");
   const low = Math.min(0, ...values);
   const high = Math.max(0, ...values, low + 1e-9);
-  $("results").replaceChildren(...found.map((one, place) => card(one, place, low, high)));
+  $("results").replaceChildren(...found.map((one, place) => card(one, place, one.id === entity, low, high)));
+  const title = $("results-title");
+  if (title.getBoundingClientRect().bottom > window.innerHeight) title.scrollIntoView(); // below the form on a phone
 }
 
-function card(one, place, low, high) {
-  const about = element("p", { class: "about" }, one.id, ...others(one));
-  const frame = element("div", { class: "picture", "aria-hidden": "true" });
-  if (knowsEntities) describe(one.id, about, frame);
-  const score = element("span", { class: "score", title: "score" }, number(one.score));
-  const title = element("div", { class: "title" }, element("span", { class: "name" }, `${place + 1}. ${one.name}`), score);
-  const body = element("div", {}, title, about, bars(one.components, low, high));
-  return element("li", { class: place ? "entity" : "entity first" }, frame, body);
+function card(one, place, best, low, high) {
+  const about = element("p", { class: "about" }, element("bdi", {}, one.id), ...others(one));
+  const name = element("span", { class: "name" }, `${place + 1}. `, element("bdi", {}, one.name));
+  const figures = element("span", { class: "figures" });
+  if (typeof one.probability === "number") {
+    figures.append(element("strong", { class: "probability", title: "probability" }, percent(one.probability)), " ");
+  }
+  figures.append("score ", element("span", { class: "score" }, number(one.score)));
+  const title = element("div", { class: "title" }, name, figures);
+  const parts = [element("div", {}, title, about, bars(one.components, low, high))];
+  if (server.kb) {
+    parts.unshift(element("div", { class: "picture" }));
+    describe(one.id, about, parts[0]);
+  }
+  return element("li", { class: `entity${best ? " best" : ""}${server.kb ? "" : " plain"}` }, ...parts);
 }
 
 // Whatever else the server says of a link.
 function others(one) {
-  const known = new Set(["id", "name", "score", "components"]);
+  const known = new Set(["id", "name", "score", "probability", "components"]);
   return Object.entries(one)
     .filter(([key, value]) => !known.has(key) && ["number", "string", "boolean"].includes(typeof value))
     .map(([key, value]) => ` · ${key} ${typeof value === "number" ? Number(value.toPrecision(4)) : value}`);
@@ -158,8 +185,10 @@ function bars(components, low, high) {
 async function describe(id, about, frame) {
   try {
     const entity = await get(`entities/${encodeURIComponent(id)}`);
-    const text = entity.desc || entity.attr;
-    if (text) about.append(` · ${text.length > 240 ? `${text.slice(0, 240)}…` : text}`);
+    const text = entity.desc || entity.attr || "";
+    const start = first(text, 240);
+    if (text) about.append(" · ", element("bdi", {}, start.length < text.length ? `${start}…` : start));
+    frame.textContent = "no picture";
     if (!entity.image) return;
     const image = element("img", { class: "picture", alt: "", loading: "lazy" });
     image.addEventListener("error", () => image.replaceWith(frame));
@@ -177,23 +206,27 @@ for (const event of ["mouseup", "touchend", "keyup", "select"]) $("sentence").ad
 for (const id of ["sentence", "mention"]) $(id).addEventListener("input", () => showMarked());
 $("image").addEventListener("change", () => setPicture($("image").files[0] ?? null));
 $("remove").addEventListener("click", () => setPicture(null));
+$("preview").addEventListener("error", () => ($("preview").hidden = true)); // a format that browsers do not show
+setPicture(null); // a reload keeps the file that was chosen before
 for (const event of ["dragover", "dragleave", "drop"]) {
-  $("drop").addEventListener(event, (drag) => {
+  // anywhere: beside the box a browser would leave the page and open the file
+  document.addEventListener(event, (drag) => {
+    if (!drag.dataTransfer.types.includes("Files")) return; // a text, for the sentence
     drag.preventDefault();
     $("drop").classList.toggle("over", event === "dragover");
-    if (event === "drop" && drag.dataTransfer.files.length) setPicture(drag.dataTransfer.files[0]);
+    if (event === "drop") setPicture(drag.dataTransfer.files[0]);
   });
 }
 document.addEventListener("paste", (event) => {
-  const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
-  if (file) setPicture(file);
+  const { files, types } = event.clipboardData;
+  const file = [...files].find((one) => one.type.startsWith("image/"));
+  if (file && !types.includes("text/plain")) setPicture(file); // with a text, the file is a picture of that text
 });
 
 try {
-  const health = await get("healthz");
-  knowsEntities = health.kb;
-  const { index } = health;
-  $("server").textContent = `${health.model.toUpperCase()} · ${index.entities.toLocaleString("en")} entities · index ${index.name}, version ${index.version}`;
+  server = await get("healthz");
+  const { model, index } = server;
+  $("server").textContent = `${model.toUpperCase()} · ${index.entities.toLocaleString("en")} entities · index ${index.name}, version ${index.version}`;
 } catch (error) {
   $("server").textContent = error.message;
 }
