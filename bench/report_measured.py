@@ -130,7 +130,7 @@ def _compiled(f: Figures) -> str:
 
     context = "cross_modal_context"
     both = f"{context} forward + backward"
-    return f"{one('icl_loss forward + backward')}; {one(context)}; {one(both)} `torch.compile` of section 5"
+    return f"{one('icl_loss forward + backward')}; {one(context)}; {one(both)} `torch.compile` of the cheaper form"
 
 
 def _topk(f: Figures) -> str:

@@ -16,7 +16,7 @@ _LEVELS = {  # best first; scalar code is there for other processors, and timed 
     "avx2": "AVX2 fp32",
 }
 _PEERS = {
-    "reformulated eager": "eager PyTorch, spec section 5's cheaper form",
+    "reformulated eager": "eager PyTorch, the cheaper exact form",
     BASE: "the released code's form, eager PyTorch, best chunk, malloc tuned",
     "released eager, default malloc": "the same with the default malloc",
 }

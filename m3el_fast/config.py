@@ -92,10 +92,10 @@ class M3ELConfig(_Config):
         union_loss, text_loss, image_loss, cross_loss: losses that are on (Table 4, "w/o L").
         pooling: of the rows of A V in global-to-local matching (Table 5).
         intra_modal: one mechanism for both modalities, or VDLU for images (Table 9).
-        cross_form: ``bidirectional`` (3.2) or ``t2v`` (the released code's second form).
+        cross_form: ``bidirectional`` (spec section 3.2) or ``t2v`` (the released code's second form).
         directions: of the bidirectional form (Table 7).
         heads: K; lam: lambda, weight of the pooled heads.
-        union: how the components are averaged, and which cross-modal losses there are (3.3).
+        union: how the components are averaged, and which cross-modal losses there are (spec section 3.3).
         token_mask: leave padding tokens out of global-to-local matching.
     """
 

@@ -85,7 +85,7 @@ class Scorer:
 
     @property
     def batch(self) -> int:
-        """Mentions to give a call at least, where there are as many: a streamed index goes to the GPU once a block."""
+        """Mentions to give a call at least, where there are as many; a streamed index goes to the GPU once a block."""
         return max(_BATCH, self._sizes.mentions)
 
     @property

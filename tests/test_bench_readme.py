@@ -64,7 +64,7 @@ def test_rows_are_fields_of_records() -> None:
     assert line(text, "| two stages").endswith(
         "| 100 candidates 58x (all of the exact best ten found), 1,000 candidates 20x |"
     )
-    assert line(text, "| `icl_loss` ").endswith("| 1.7x; 2.0x; 1.2x `torch.compile` of section 5 |")
+    assert line(text, "| `icl_loss` ").endswith("| 1.7x; 2.0x; 1.2x `torch.compile` of the cheaper form |")
     assert line(text, "| one mention against 109,976").endswith(
         "| exact scan 156 / 173 ms; 100 candidates 16 / 21 ms |"
     )
