@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,14 @@ from m3el_fast.calibration import HOW_TO_CALIBRATE, Calibration, check_threshold
 from m3el_fast.checkpoint import index_of
 from m3el_fast.data.cache import ImageCache
 from m3el_fast.data.images import ImageReport
-from m3el_fast.data.layout import KnowledgeBase, Mention, read_kb
-from m3el_fast.data.records import read_json_lines, valid_text
+from m3el_fast.data.layout import KnowledgeBase, read_kb
 from m3el_fast.dataset import kb_source, mention_source, open_images
 from m3el_fast.devices import add_device_option, named_device
 from m3el_fast.errors import InputError, run_command
 from m3el_fast.evaluate import checkpoint_data
 from m3el_fast.files import replace_file, require_file_target
 from m3el_fast.index import EntityIndex
+from m3el_fast.link_input import Request, parse_request, read_jsonl
 from m3el_fast.models import MELModel, fetch_checkpoint, load_model
 from m3el_fast.scorer import Scorer, TopK
 from m3el_fast.scoring.candidates import candidate_number
@@ -43,15 +42,6 @@ class Links(list[dict[str, Any]]):
         super().__init__(links)
         good = len(self) > 0 and (nil_threshold is None or self[0]["probability"] >= nil_threshold)
         self.entity: str | None = self[0]["id"] if good else None
-
-
-@dataclass(frozen=True)
-class Request:
-    """A mention to link; ``where`` it was given, and the ids of the ``candidates`` to choose from (None = all)."""
-
-    where: str
-    mention: Mention
-    candidates: list[str] | None
 
 
 class Linker:
@@ -146,7 +136,8 @@ class Linker:
 
         Args:
             mentions: mappings with ``mention`` (the name as it stands in the text), ``sentence`` and, if there is one,
-                ``image`` (a path); ``candidates`` (ids of entities) limits the choice to them.
+                ``image`` (a path); ``candidates`` (ids of entities) limits the choice to them. ``id``, ``answer`` and
+                ``split`` are not looked at, and other fields are refused.
             k: how many.
             candidates: for each mention the ids to choose from, in place of the mappings' own, None = all entities; or
                 a number of at least k: for mentions without ids of their own, reranked are so many entities with the
@@ -243,56 +234,6 @@ class Linker:
         return answers
 
 
-def parse_request(record: object, where: str, folder: Path | None = None) -> Request:
-    """Check one mention given by a caller, as :func:`parse_mention`, and its candidates."""
-    mention = parse_mention(record, where, folder)
-    assert isinstance(record, Mapping)
-    candidates = record.get("candidates")
-    if candidates is not None and (
-        isinstance(candidates, str)
-        or not isinstance(candidates, Sequence)
-        or not all(isinstance(one, str) for one in candidates)
-    ):
-        got = json.dumps(candidates, default=str)
-        raise InputError(f"{where}, field candidates", "a list of ids, each a string", got)
-    return Request(where, mention, None if candidates is None else list(candidates))
-
-
-def parse_mention(record: object, where: str, folder: Path | None = None) -> Mention:
-    """Check one mention given by a caller; image paths are relative to ``folder``."""
-    if not isinstance(record, Mapping):
-        raise InputError(where, 'an object with "mention", "sentence" and perhaps "image"', type(record).__name__)
-    unknown = set(record) - {"mention", "sentence", "image", "id", "candidates"}
-    if unknown:
-        expected = 'the fields "mention", "sentence", "image", "id" and "candidates"'
-        raise InputError(where, expected, ", ".join(sorted(map(str, unknown))))
-    for field in ("mention", "sentence"):
-        if not isinstance(record.get(field), str):
-            raise InputError(f"{where}, field {field}", "a string", json.dumps(record.get(field), default=str))
-    name = " ".join(valid_text(record["mention"]).split())
-    image = _image(record.get("image"), f"{where}, field image", folder)
-    return Mention(str(record.get("id", "")), name, valid_text(record["sentence"]), image, None)
-
-
-def _image(image: object, where: str, folder: Path | None) -> Path | None:
-    if not isinstance(image, str | Path | None):
-        raise InputError(where, "a path or nothing", type(image).__name__)
-    if not image:
-        return None
-    if "\0" in str(image):
-        raise InputError(where, "a path", json.dumps(str(image)))
-    path = Path(valid_text(image) if isinstance(image, str) else image)
-    return path if folder is None else folder / path
-
-
-def read_jsonl(path: Path) -> list[tuple[dict[str, Any], Request]]:
-    """The records of a JSON Lines file and the mentions in them; blank lines are skipped."""
-    return [
-        (record, parse_request(record, f"{path}, line {number}", path.parent))
-        for number, record in read_json_lines(path, "a JSON Lines file of mentions")
-    ]
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="m3el link", description="Link mentions to the entities of a KB.")
     parser.add_argument("checkpoint", help="checkpoint folder or Hub name")
@@ -301,6 +242,8 @@ def main(argv: list[str] | None = None) -> None:
     entities.add_argument("--index", metavar="DIR", help="index to link to (default: the checkpoint's, if it has one)")
     form = 'JSON Lines: {"mention", "sentence", "image"?, "candidates"?}; candidates are ids to choose from'
     parser.add_argument("--input", metavar="FILE", required=True, help=form)
+    own = "folder of these images (default: that of the input)"
+    parser.add_argument("--images", metavar="DIR", type=Path, help=own)
     parser.add_argument("--output", metavar="FILE", required=True, help="JSON Lines: each mention with its links")
     parser.add_argument("-k", type=int, default=10, help="links per mention (default 10)")
     coarse = "rerank the C entities with the best coarse scores: fast, approximate (default: all entities, exact)"
@@ -317,7 +260,9 @@ def main(argv: list[str] | None = None) -> None:
     check_threshold("--nil-threshold", args.nil_threshold)
 
     require_file_target(Path(args.output))
-    records = read_jsonl(Path(args.input))
+    if args.images is not None and not args.images.is_dir():
+        raise InputError("--images", "a folder of images", args.images)
+    records = read_jsonl(Path(args.input), args.images)
     device = str(named_device(args.device))
     checkpoint = fetch_checkpoint(args.checkpoint, with_index=args.kb is None and args.index is None)
     calibration = Calibration.read(checkpoint)

@@ -15,8 +15,9 @@ from m3el_fast.dataset import kb_source, mention_source, open_images
 from m3el_fast.errors import InputError
 from m3el_fast.features import Scores
 from m3el_fast.index import EntityIndex
-from m3el_fast.link import COMPONENTS, Linker, parse_mention
+from m3el_fast.link import COMPONENTS, Linker
 from m3el_fast.link import main as link
+from m3el_fast.link_input import parse_mention
 from m3el_fast.matching import Side
 from m3el_fast.models import load_model
 from m3el_fast.scorer import Scorer, TopK
@@ -243,6 +244,22 @@ def test_half_characters_and_a_byte_order_mark(trained: Trained, work: Path, lin
     assert record.pop("entity") == links[0]["id"]
     assert record == json.loads(line)
     assert same(links, linker.link([{"mention": "Elm \ufffd", "sentence": "cut \ufffd"}], k=2)[0])
+
+
+def test_mentions_of_a_data_set_as_they_are(trained: Trained, work: Path, linker: Linker) -> None:
+    """What is imported can be linked: answers and splits come back, and images may be in another folder."""
+    own = [{**MENTIONS[0], "answer": "Q3", "split": "test"}, {**MENTIONS[1], "answer": None}]
+    (work / "texts").mkdir()
+    path = work / "texts" / "mentions.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in own), encoding="utf-8")
+    link([*link_arguments(trained, work, "-k", "3", "--images", str(work)), "--input", str(path)])
+    written = read(work)
+    assert [{key: r[key] for key in r if key not in ("entity", "links")} for r in written] == own
+    for links in (
+        linker.link(in_folder(work)[:2], k=3),
+        linker.link([{**in_folder(work)[0], **own[0], "image": work / "red.jpg"}, own[1]], k=3),
+    ):
+        assert all(same(found, record["links"]) for found, record in zip(links, written, strict=True))
 
 
 # -- images -----------------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ BAD_LINES = {
     ),
     "unknown": (
         '{"mention": "x", "sentence": "x", "img": "a", "b": 1}',
-        ': expected the fields "mention", "sentence", "image", "id" and "candidates", got b, img',
+        ": expected no fields but mention, sentence, image, id, candidates, answer, split, got b, img",
     ),
     "candidates": (
         '{"mention": "x", "sentence": "x", "candidates": "Q1"}',
@@ -91,7 +91,7 @@ def test_a_bad_record_in_python(trained: Trained) -> None:
         linker.link([good, "Elm"])  # type: ignore[list-item]
     with pytest.raises(InputError, match=r"mentions, record 1, field sentence: expected a string, got 3"):
         linker.link([good | {"sentence": 3}])
-    with pytest.raises(InputError, match=r"mentions, record 1: expected the fields .*, got 5"):
+    with pytest.raises(InputError, match=r"mentions, record 1: expected no fields but .*, got 5"):
         linker.link([good | {5: "x"}])  # type: ignore[dict-item]
     with pytest.raises(InputError, match=r"k: expected at least 1, got 0"):
         linker.link([good], k=0)

@@ -16,7 +16,8 @@ from m3el_fast.data.layout import Entity, KnowledgeBase
 from m3el_fast.data.tokenizer import train_tokenizer
 from m3el_fast.dataset import mention_source, open_images
 from m3el_fast.encoder import Encoder
-from m3el_fast.link import Linker, parse_mention
+from m3el_fast.link import Linker
+from m3el_fast.link_input import parse_mention
 from m3el_fast.models import MELModel, build_model
 
 CROSS_ENCODER, SCORER, LINKER = "CrossEncoder.predict", "Scorer.topk", "Linker.link"

@@ -23,8 +23,8 @@ mentions   {"mention": "Marlow", "sentence": "We slept at Marlow.", "answer": "E
            answer null = no entity; perhaps "image": "day1.jpg", "id", and "split": "train", "dev" or "test"
 
 Without "split", or a file for each, 70% of the mentions are for training, 10% dev and 20% test; all mentions of a
-sentence go to the same. Images are hard links to yours, or copies where that is not possible. Without mentions it is
-a KB alone, to be indexed and linked to with a model that you have."""
+sentence go to the same. Images are hard links to yours, or copies where that is not possible. With a model that you
+have, --test alone is enough to evaluate it, and no mentions at all make a KB to be indexed and linked to."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -65,8 +65,8 @@ def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _import(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     files: dict[Split, Path] = {split: path for split in get_args(Split) if (path := getattr(args, split)) is not None}
-    if files and (args.mentions is not None or len(files) < len(get_args(Split))):
-        parser.error("give --mentions, or all of --train, --dev and --test, or none of them")
+    if files and (args.mentions is not None or {*files} not in ({*get_args(Split)}, {"test"})):
+        parser.error("give --mentions, or all of --train, --dev and --test, or --test alone, or none of them")
     mentions = files or args.mentions
     if mentions is None and args.mention_images is not None:
         parser.error("--mention-images: there are no mentions")
@@ -81,10 +81,12 @@ def _import(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     )
     for line in found.warnings():
         print(line)
-    _check(args.folder, "attr", () if mentions is None else get_args(Split))
+    _check(args.folder, "attr", files or (() if mentions is None else get_args(Split)))
     folder = shlex.quote(str(args.folder))
     if mentions is None:
         print(f"next: python -m m3el_fast.index build CHECKPOINT --kb {folder} --out INDEX")
+    elif {*files} == {"test"}:
+        print(f"next: python -m m3el_fast.evaluate CHECKPOINT --data {folder}")
     else:
         print(f"next: python -m m3el_fast.train --config wikimel --data {folder}")
         print("or, without a pretrained CLIP: --config scratch")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 MISSING = "no such file"
+NOT_A_FILE = "not a regular file"
 MAX_FILE_BYTES = 1 << 29
 
 # Raster formats only: PIL's other plugins run Ghostscript (EPS), follow references or are rarely tested.
@@ -69,7 +70,7 @@ def read_image_file(path: Path) -> bytes:
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
-            raise UnreadableImage("not a regular file")
+            raise UnreadableImage(NOT_A_FILE)
         if found.st_size > MAX_FILE_BYTES:
             raise UnreadableImage(f"{found.st_size:,} bytes, more than {MAX_FILE_BYTES:,}")
         return path.read_bytes()

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from tqdm import tqdm
 
-from m3el_fast.data.images import MISSING, ImageReport, UnreadableImage, read_image_file
+from m3el_fast.data.images import MISSING, NOT_A_FILE, ImageReport, UnreadableImage, read_image_file
 from m3el_fast.data.layout import Split
 from m3el_fast.data.new_folder import new_folder
 from m3el_fast.data.own_records import NIL, OwnEntity, OwnMention, read_entities, read_mentions
@@ -39,8 +39,8 @@ class Import:
         lines = []
         if self.absent:
             first = "; ".join(f"{answer} in {where}" for where, answer in self.absent[:_SHOWN])
-            count = f"{len(self.absent):,} mentions have an answer that is no entity's id"
-            lines.append(f"warning: {count}: {first}{'; ...' if len(self.absent) > _SHOWN else ''}")
+            more = "; ..." if len(self.absent) > _SHOWN else ""
+            lines.append(f"warning: answers that are no entity's id: {len(self.absent):,} ({first}{more})")
         if self.images.summary():
             lines.append(f"warning: {self.images.summary()}")
         return lines
@@ -65,7 +65,7 @@ def import_data(
         entities: JSON Lines of ``id``, ``name``, ``text`` and perhaps ``image`` or ``images``.
         mentions: JSON Lines of ``mention``, ``sentence``, ``answer`` (the id of an entity, or null) and perhaps
             ``image``, ``id`` and ``split``; without ``split``, :func:`~m3el_fast.data.splitting.split_sentences` does
-            it. Or a file for each split; or None: a KB alone.
+            it. Or a file for each split, or for some; or None: a KB alone.
         entity_images, mention_images: folders below which the images are; None = that of the file that names them.
         seed: of the split.
         progress: show progress bars.
@@ -111,7 +111,7 @@ def _split_mentions(
     if given is None:
         return {}
     if isinstance(given, Mapping):
-        return {split: _mentions(given[split], images, split, progress) for split in get_args(Split)}
+        return {split: _mentions(path, images, split, progress) for split, path in given.items()}
     mentions = _mentions(given, images, None, progress)
     parts: dict[Split, list[OwnMention]] = {split: [] for split in get_args(Split)}
     drawn = split_sentences([mention.sentence for mention in mentions], seed)
@@ -129,7 +129,7 @@ def _mentions(path: Path, images: Path | None, split: Split | None, progress: bo
 def _require_answer(split: Split, mentions: list[OwnMention], ids: Mapping[str, int]) -> None:
     if not any(mention.answer in ids for mention in mentions):
         expected, got = "a mention whose answer is the id of an entity", f"none of {len(mentions):,}"
-        raise InputError(f"split {split}", expected, got, "Training needs train, dev and test: give more mentions")
+        raise InputError(f"split {split}", expected, got, "Training needs one in each of train, dev and test")
 
 
 def _name(folder: Path) -> str:
@@ -217,7 +217,7 @@ def _place_images(
 def _place(source: Path, target: Path) -> str | None:
     """A hard link, which needs no space and, unlike a symbolic one, stays inside the data set; else a copy."""
     if not os.path.isfile(source):
-        return MISSING
+        return NOT_A_FILE if os.path.exists(source) else MISSING
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(os.path.realpath(source), target)

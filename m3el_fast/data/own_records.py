@@ -136,5 +136,5 @@ def _image(record: Record, name: str) -> str | None:
     if not path.parts or "\0" in name:
         raise record.error("the name of an image file", shown(name))
     if path.anchor or ".." in path.parts:
-        raise record.error("an image below the folder of images", f"{shown(name)}, which leads out of it")
+        raise record.error("a path below the folder of images, from there", shown(name))
     return path.as_posix()

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3el_fast.data.cache import ImageCache
-from m3el_fast.link import Linker, Links, Request
+from m3el_fast.link import Linker, Links
+from m3el_fast.link_input import Request
 
 
 @dataclass(frozen=True, eq=False)

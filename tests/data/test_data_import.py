@@ -152,9 +152,9 @@ BAD_ENTITIES = {
     "image a list": (entity(2, image=["a"]), 'expected "image" to be a string, got ["a"]'),
     "images a string": (entity(2, images="a"), 'expected "images" to be a list of strings, got "a"'),
     "both": (entity(2, image="a", images=["a"]), 'expected "image" or "images", got both'),
-    "above": (entity(2, image="../a.jpg"), 'an image below the folder of images, got "../a.jpg", which leads out'),
-    "above later": (entity(2, images=["a/../../b.jpg"]), "expected an image below the folder of images"),
-    "absolute": (entity(2, images=["/etc/passwd"]), 'got "/etc/passwd", which leads out of it'),
+    "above": (entity(2, image="../a.jpg"), 'expected a path below the folder of images, from there, got "../a.jpg"'),
+    "above later": (entity(2, images=["a/../../b.jpg"]), "expected a path below the folder of images, from there"),
+    "absolute": (entity(2, images=["/etc/passwd"]), 'below the folder of images, from there, got "/etc/passwd"'),
     "nul": (entity(2, image="a\0"), 'expected the name of an image file, got "a\\u0000"'),
     "dot": (entity(2, image="."), 'expected the name of an image file, got "."'),
 }  # fmt: skip
@@ -178,7 +178,7 @@ BAD_MENTIONS = {
     "answer a list": (mention(answer=["E1"]), 'expected "answer" to be a string or an integer, got ["E1"]'),
     "id a list": (mention(id=[1]), 'line 2 (id [1]): expected "id" to be a string or an integer, got [1]'),
     "unknown": (mention(Answer="E1"), "no fields but id, mention, sentence, image, answer, split, got \"Answer\""),
-    "image outside": (mention(image="../../x"), 'an image below the folder of images, got "../../x", which leads out'),
+    "image outside": (mention(image="../../x"), 'below the folder of images, from there, got "../../x"'),
     "image a number": (mention(image=3), 'expected "image" to be a string, got 3'),
     "split": (mention(split="valid"), 'line 2: expected "split" to be train or dev or test, got "valid"'),
     "split a list": (mention(split=["dev"]), 'expected "split" to be train or dev or test, got ["dev"]'),
@@ -222,6 +222,25 @@ def test_places_that_cannot_be_used(work: Path) -> None:
     assert refusal() == "out: expected a new folder for the data set, got an existing one. Remove it, or name another"
     with pytest.raises(InputError, match=r"expected a new folder in a folder, got .*mentions.jsonl, which is a file"):
         import_data(work / "mentions.jsonl" / "x" / "out", work / "entities.jsonl")
+
+
+def test_a_place_that_cannot_be_written(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="expected a place where the data set can be written, got File name too long"):
+        import_data(Path("x" * 300), work / "entities.jsonl")
+    picture(work / "a.jpg")
+    jsonl(work / "entities.jsonl", entity(1, image="a.jpg"))
+    monkeypatch.setattr(os, "link", no_links(errno.EXDEV))
+    monkeypatch.setattr(Path, "write_bytes", no_links(errno.ENOSPC))
+    assert refusal() == "out: expected a place where the data set can be written, got No space left on device"
+
+
+def test_what_a_killed_import_left_is_not_in_the_way(work: Path) -> None:
+    """In a container the next one may well have its process id."""
+    (work / f".out.{os.getpid()}").mkdir()
+    run()
+    assert sorted(path.name for path in work.iterdir() if path.is_dir()) == [f".out.{os.getpid()}", "out"]
+    (work / "plain").mkdir()
+    assert Path("out").stat().st_mode == Path("plain").stat().st_mode
 
 
 @pytest.mark.parametrize("lacking", SPLITS)
@@ -308,7 +327,7 @@ def test_an_image_that_cannot_be_copied(work: Path, monkeypatch: pytest.MonkeyPa
 def test_what_it_prints(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What may be a mistake, then what the check says, then what to do next."""
     picture(work / "a.jpg")
-    jsonl(work / "entities.jsonl", entity(1, images=["a.jpg", "b.jpg", "dir"]), entity(2))
+    jsonl(work / "entities.jsonl", entity(1, images=["dir", "a.jpg", "b.jpg"]), entity(2))
     (work / "dir").mkdir()
     answers = ["E7", "E1", "e1", "E9", None, "E8"]
     given = [mention(split=split, answer=answer, image="a.jpg") for split in SPLITS for answer in answers]
@@ -316,8 +335,9 @@ def test_what_it_prints(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["import", "my data", "--entities", "entities.jsonl", "--mentions", "mentions.jsonl"])
     said = capsys.readouterr().out.splitlines()
     places = "E7 in mentions.jsonl, line 1; e1 in mentions.jsonl, line 3; E9 in mentions.jsonl, line 4; ..."
-    assert said[0] == f"warning: 12 mentions have an answer that is no entity's id: {places}"
-    assert said[1] == "warning: 2 of 4 images missing, first: b.jpg: no such file"
+    assert said[0] == f"warning: answers that are no entity's id: 12 ({places})"
+    problems = "1 of 4 images missing and 1 of 4 images unreadable"
+    assert said[1] == f"warning: {problems}, first: dir: not a regular file"
     main(["check", "my data"])
     checked = capsys.readouterr().out.splitlines()
     assert said[2:-2] == checked
@@ -339,6 +359,19 @@ def test_a_kb_alone(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "entities: 2, 0 with desc",
         "entity images: 0, of which 0 missing; 2 without any",
         "next: python -m m3el_fast.index build CHECKPOINT --kb out --out INDEX",
+    ]
+
+
+def test_a_test_split_alone(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """To evaluate a model that is there."""
+    jsonl(work / "m.jsonl", mention(), mention(answer=None))
+    main(["import", "out", "--entities", "entities.jsonl", "--test", "m.jsonl"])
+    assert [one.answer for one in read_mentions(Path("out"), "test")] == ["E1", None]
+    assert {path.name for path in Path("out").glob("*_*.json")} == {"kb_entity.json", "out_test.json"}
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "test: 2 mentions, 1 nil, 0 with an answer that is not in the KB",
+        "test images: 0, of which 0 missing; 2 without any",
+        "next: python -m m3el_fast.evaluate CHECKPOINT --data out",
     ]
 
 

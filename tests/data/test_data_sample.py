@@ -109,6 +109,6 @@ def test_leaves_nothing_when_it_fails(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError("disk full")
 
     monkeypatch.setattr(module, "_houses", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match="expected a place where the sample set can be written, got disk full"):
         write_sample(tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
