@@ -1,4 +1,4 @@
-"""Build tests/native/driver.cpp and the CPU kernels with address and undefined-behaviour sanitizers, and run it.
+"""Build tests/native and the CPU kernels with address and undefined-behaviour sanitizers, and run it.
 
 The AMX kernel is built on emulated tiles (csrc/cpu/amx_tiles.h), so that it runs on any AVX-512 machine.
 """
@@ -35,7 +35,8 @@ def main() -> None:
     kernels = [path for path in sorted((ROOT / "csrc/cpu").glob("*.cpp")) if not path.name.endswith("ops.cpp")]
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as pool:
         folder = Path(name)
-        built = pool.map(lambda source: build(source, folder), [*kernels, ROOT / "tests/native/driver.cpp"])
+        checks = sorted((ROOT / "tests/native").glob("*.cpp"))
+        built = pool.map(lambda source: build(source, folder), [*kernels, *checks])
         objects = [str(path) for path in built if path is not None]
         driver = str(folder / "driver")
         subprocess.run([*compiler(), *FLAGS, *objects, "-lpthread", "-o", driver], check=True)

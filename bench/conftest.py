@@ -107,11 +107,12 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def index(folder: Path) -> Callable[[str, int], str]:
     """Folder of the index of a model (``m3el``, ``mimic``) and a number of entities: found, or built."""
-    from bench.features import SyntheticKB, synthetic_model
-    from m3el_fast.index import EntityIndex
 
     @torch.inference_mode()
     def build(kind: str, entities: int) -> str:
+        from bench.features import SyntheticKB, synthetic_model
+        from m3el_fast.index import EntityIndex
+
         path = folder / f"{kind}-{entities}"
         if not path.exists():
             EntityIndex.build(synthetic_model(kind), SyntheticKB(entities), path, progress=False)
@@ -124,13 +125,13 @@ def index(folder: Path) -> Callable[[str, int], str]:
 def expected(index: Callable[[str, int], str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], str]:
     """File with the scores [CHECKED, E] fp32 that the reference gives the first mentions on an index: computed once a
     session, for all cases whose results are compared with it."""
-    from bench import oracle
-    from bench.features import CHECKED, SyntheticMentions, synthetic_model
-    from m3el_fast.index import EntityIndex
-
     folder = tmp_path_factory.mktemp("expected")
 
     def scores(kind: str, entities: int) -> str:
+        from bench import oracle
+        from bench.features import CHECKED, SyntheticMentions, synthetic_model
+        from m3el_fast.index import EntityIndex
+
         path = folder / f"{kind}-{entities}.pt"
         if not path.exists():
             model = synthetic_model(kind)

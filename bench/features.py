@@ -30,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bench.scales import DT, DV, LT, LV
 from m3el_fast.config import EncoderConfig, M3ELConfig, MIMICConfig, RunConfig, ScratchCLIP
 from m3el_fast.data.tokenizer import train_tokenizer
 from m3el_fast.encoder import Encoder
@@ -38,7 +39,6 @@ from m3el_fast.matching import unit
 from m3el_fast.models import MELModel, build_model
 from m3el_fast.units import IntraModal
 
-DT, DV, LT, LV = 512, 96, 40, 50
 FAMILY = 4
 CHECKED = 2  # mentions, the first of all, whose results are compared with the reference's scores of the whole KB
 NO_IMAGE = 0.39  # share of WikiMEL's entities without an image (spec section 1)

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.features import LT, LV
-from bench.scales import WIKIMEL_ENTITIES, WIKIMEL_MENTIONS
+from bench.scales import LT, LV, WIKIMEL_ENTITIES, WIKIMEL_MENTIONS
 
 OURS = "ours"
 EAGER, COMPILED, PAPER = "eager", "torch.compile", "eager, the paper's form"

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from bench.features import DV
+from bench.scales import DV
 from m3el_fast.ops import CrossModalWeights, DualWeights, LayerNormWeights
 
 

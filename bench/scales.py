@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 WIKIMEL_ENTITIES, WIKIMEL_MENTIONS = 109_976, 5_169
+DT, DV, LT, LV = 512, 96, 40, 50  # the papers' dimensions and numbers of tokens
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench.features import DV, LV
 from bench.gpu_cases import (
     COMPILED,
     EAGER,
@@ -31,6 +30,7 @@ from bench.gpu_device import MARKS
 from bench.gpu_timing import GPUMeasure
 from bench.gpu_weights import cross_weights, double
 from bench.roofline import limits
+from bench.scales import DV, LV
 from m3el_fast import ops
 from m3el_fast.ops import CrossModalWeights, reference
 

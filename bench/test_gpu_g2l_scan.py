@@ -11,7 +11,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench.features import DV
 from bench.gpu_cases import (
     COMPILED,
     LENGTHS,
@@ -31,6 +30,7 @@ from bench.gpu_device import MARKS
 from bench.gpu_timing import GPUMeasure
 from bench.peers import released_g2l
 from bench.roofline import limits
+from bench.scales import DV
 from m3el_fast import ops
 from m3el_fast.ops import LayerNormWeights, reference
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from bench.cases.training import gradients, random_operands
-from bench.features import DV
 from bench.gpu_cases import (
     COMPILED,
     DTYPES,
@@ -34,6 +33,7 @@ from bench.gpu_device import MARKS
 from bench.gpu_timing import GPUMeasure
 from bench.peers import released_g2l
 from bench.roofline import limits
+from bench.scales import DV
 from m3el_fast import ops
 from m3el_fast.ops import LayerNormWeights, reference
 

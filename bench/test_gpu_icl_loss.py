@@ -9,7 +9,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench.features import DT
 from bench.gpu_cases import (
     COMPILED,
     DTYPES,
@@ -31,6 +30,7 @@ from bench.gpu_cases import (
 from bench.gpu_device import MARKS
 from bench.gpu_timing import GPUMeasure
 from bench.roofline import limits
+from bench.scales import DT
 from m3el_fast import ops
 from m3el_fast.ops import reference_losses
 

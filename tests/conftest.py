@@ -1,3 +1,4 @@
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,17 @@ def pytest_configure() -> None:
     # One thread: sums in one order, and several sessions on one machine do not fight. The variable is for subprocesses.
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    # What was made while libraries were imported stays: no collection looks at it again, no forked process copies it.
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -26,3 +28,15 @@ LEVELS = [level for level in ALL_LEVELS if not native.MISSING and _has(level)]
 
 def randn(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def train(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> list[float]:
+    """The losses of 30 steps."""
+    losses = []
+    for _ in range(30):
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        losses.append(float(value.detach()))
+    return losses

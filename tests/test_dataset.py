@@ -208,7 +208,7 @@ def test_the_second_load_decodes_nothing(folder: Path, encoder: Encoder, monkeyp
     def decode(data: bytes, size: int) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("m3el_fast.data.cache.decode_image", decode)
+    monkeypatch.setattr("m3el_fast.data.cache_store.decode_image", decode)
     second = load(folder, encoder).entities.inputs(torch.arange(12))
     for name, value in vars(first).items():
         assert torch.equal(value, getattr(second, name)), name

@@ -21,11 +21,13 @@ ROOT = Path(__file__).resolve().parents[1]
 def session(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """What pytest printed, and the results file."""
     results = tmp_path_factory.mktemp("gpu") / "results.json"
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "fake_gpu", "-p", "bench.conftest"]
+    plugins = ("no:cacheprovider", "pytest_benchmark.plugin", "fake_gpu", "bench.conftest")
+    command = [sys.executable, "-m", "pytest", *(word for name in plugins for word in ("-p", name))]
     command += ["-rA", str(ROOT / "tests" / "planted_gpu_benchmark.py")]
     command += ["--benchmark", "--scale", "tiny", f"--benchmark-json={results}"]
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "0"}
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2, done.stdout + done.stderr  # planted: a wrong result, and an interrupt at the end
     return done.stdout, results

@@ -383,7 +383,7 @@ def test_with_the_kernels_of_a_gpu(form: str, placed: Open, monkeypatch: pytest.
     from triton_interpreter import correct_bf16
 
     correct_bf16()
-    planted = plant(form, dead=DEAD)
+    planted = plant(form, dead=DEAD, mentions=5)  # two blocks
     monkeypatch.setattr(gpu, "on_gpu", lambda tensor: True)
     used = set()
 

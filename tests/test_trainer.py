@@ -46,6 +46,12 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def python(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """SIGTERM arrives during the given step, counted over the process."""
     original, count = Trainer._step, iter(range(1, 10_000))
@@ -77,50 +83,46 @@ def test_a_signal_during_the_last_validation_stops_the_run(
     assert (tmp_path / "run" / "results.json").exists()
 
 
-@pytest.mark.parametrize("steps", [1, 4, 5, 7], ids=lambda s: f"after-{s}-of-10-steps")
-def test_a_stopped_run_resumes_to_the_same_bits(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
-) -> None:
-    config = tiny_config(data)
-    train(config, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        stop_after(patch, steps)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, tmp_path / "parts")
-    assert not (tmp_path / "parts" / "results.json").exists()
-    train(config, tmp_path / "parts")
-    assert equal(state(tmp_path / "whole"), state(tmp_path / "parts"))
-    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
-    for log in ("train.csv", "dev.csv"):
-        assert (tmp_path / "whole" / "log" / log).read_text() == (tmp_path / "parts" / "log" / log).read_text()
+def test_a_stopped_run_resumes_to_the_same_bits(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal in the first step, the last but one and the last of an epoch, and in the middle of the second."""
+    config, whole = tiny_config(data), tmp_path / "whole"
+    train(config, whole)
+    for steps in (1, 4, 5, 7):
+        parts = tmp_path / f"after-{steps}-of-10-steps"
+        with monkeypatch.context() as patch:
+            stop_after(patch, steps)
+            with pytest.raises(KeyboardInterrupt):
+                train(config, parts)
+        assert not (parts / "results.json").exists()
+        train(config, parts)
+        assert equal(state(whole), state(parts)), parts
+        assert equal(weights(whole), weights(parts)), parts
+        for log in ("train.csv", "dev.csv"):
+            assert (whole / "log" / log).read_text() == (parts / "log" / log).read_text(), parts
 
 
-def test_a_killed_process_resumes_to_the_same_bits(data: Path, tmp_path: Path) -> None:
+def test_a_killed_process_resumes_to_the_same_bits(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL between two saves: what came after the last one is computed again."""
     config = tiny_config(data, epochs=3)
+    train(config, tmp_path / "whole")
     (tmp_path / "tiny.yaml").write_text(config.dump())
     script = (
         "import os, signal, sys\n"
         "from m3el_fast import trainer\n"
         "from m3el_fast.train import main\n"
-        "trainer._SAVE_SECONDS = 0.0 if sys.argv[1] == 'eager' else 1e9\n"
+        "trainer._SAVE_SECONDS = 1e9\n"
         "step, count = trainer.Trainer._step, iter(range(100))\n"
         "def killed(self, *args):\n"
         "    if next(count) == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return step(self, *args)\n"
-        "if sys.argv[2] == 'kill': trainer.Trainer._step = killed\n"
-        "main(sys.argv[3:])\n"
+        "trainer.Trainer._step = killed\n"
+        "main(sys.argv[1:])\n"
     )
-    command = ["--config", str(tmp_path / "tiny.yaml"), "--output"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-
-    def run(save: str, end: str, output: str) -> int:
-        arguments = [sys.executable, "-c", script, save, end, *command, str(tmp_path / output)]
-        return subprocess.run(arguments, env=environment, cwd=tmp_path, capture_output=True, timeout=120).returncode
-
-    assert run("lazy", "live", "whole") == 0
-    assert run("lazy", "kill", "parts") == -signal.SIGKILL
-    assert run("eager", "live", "parts") == 0
+    arguments = ["--config", str(tmp_path / "tiny.yaml"), "--output", str(tmp_path / "parts")]
+    done = python("-c", script, *arguments, folder=tmp_path)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    monkeypatch.setattr(trainer_module, "_SAVE_SECONDS", 0.0)
+    train(config, tmp_path / "parts")
     assert equal(state(tmp_path / "whole"), state(tmp_path / "parts"))
 
 
@@ -174,49 +176,48 @@ def test_a_loss_that_is_not_finite_stops_the_run(data: Path, tmp_path: Path) -> 
         train(tiny_config(data, epochs=20, lr=1e30), tmp_path / "run")
 
 
-FORMS: list[dict[str, object]] = [{}, {"type": "mimic"}]
-SLOW_FORMS: list[dict[str, object]] = [
-    {"union": "released", "icl_variant": "released"},
-    {"cross": False},
-    {"contrastive": "mclet", "pooling": "soft", "mask_duplicates": True},
-]
+FORMS: dict[str, dict[str, object]] = {"m3el": {}, "mimic": {"type": "mimic"}}
+SLOW_FORMS: dict[str, dict[str, object]] = {
+    "released": {"union": "released", "icl_variant": "released"},
+    "no-cross": {"cross": False},
+    "mclet": {"contrastive": "mclet", "pooling": "soft", "mask_duplicates": True},
+}
+EVERY_FORM = """
+import sys
+from accelerate import Accelerator
+from m3el_fast.train import main
+Accelerator.end_training = lambda self: None  # the processes stay connected
+for name in sys.argv[1:]:
+    main(["--config", f"{name}.yaml", "--output", f"two-{name}"])
+"""
 
 
-@pytest.mark.parametrize(
-    "form", [*FORMS, *(pytest.param(form, marks=pytest.mark.slow) for form in SLOW_FORMS)], ids=str
-)
-def test_two_processes_equal_one(data: Path, tmp_path: Path, form: dict[str, object]) -> None:
+@pytest.mark.parametrize("forms", [FORMS, pytest.param(SLOW_FORMS, marks=pytest.mark.slow)], ids=", ".join)
+def test_two_processes_equal_one(data: Path, tmp_path: Path, forms: dict[str, dict[str, object]]) -> None:
     """20 steps of the same global batch, gloo; fp32 within 1e-5, and 5e-5 for the key biases of the towers.
 
     Their gradient is zero but for rounding, which Adam divides by its own size: a smaller eps than the papers' 1e-4
     would blow it up to lr.
     """
-    config = tiny_config(data, form, epochs=4, lr=1e-3, eps=1e-4, eval_every=4)
     assert 4 * len(batch_sizes(40, 8, 2)) == 20
-    path = tmp_path / "tiny.yaml"
-    path.write_text(config.dump())
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    arguments = ["-m", "m3el_fast.train", "--config", str(path), "--output"]
-    one = [sys.executable, *arguments, str(tmp_path / "one")]
-    two = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--standalone",
-        *arguments,
-        str(tmp_path / "two"),
-    ]
-    for command in (one, two):
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr[-2000:]
-    left, right = state(tmp_path / "one"), state(tmp_path / "two")
-    for name, value in left.items():
-        atol = 5e-5 if name.endswith("k_proj.bias") else 1e-5
-        torch.testing.assert_close(right[name], value, rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
-    for log in ("train.csv", "dev.csv"):
-        logs = [np.genfromtxt(tmp_path / run / "log" / log, delimiter=",", skip_header=1) for run in ("one", "two")]
-        np.testing.assert_allclose(*logs, rtol=0, atol=1e-4)
+    (tmp_path / "every_form.py").write_text(EVERY_FORM)
+    for name, form in forms.items():
+        config = tiny_config(data, form, epochs=4, lr=1e-3, eps=1e-4, eval_every=4)
+        (tmp_path / f"{name}.yaml").write_text(config.dump())
+        train(config, tmp_path / f"one-{name}")
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "every_form.py", *forms]
+    done = python(*launch, folder=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for form in forms:
+        one, two = tmp_path / f"one-{form}", tmp_path / f"two-{form}"
+        left, right = state(one), state(two)
+        for name, value in left.items():
+            atol = 5e-5 if name.endswith("k_proj.bias") else 1e-5
+            where = f"{form}, {name}: "
+            torch.testing.assert_close(right[name], value, rtol=0, atol=atol, msg=where.__add__)
+        for log in ("train.csv", "dev.csv"):
+            logs = [np.genfromtxt(run / "log" / log, delimiter=",", skip_header=1) for run in (one, two)]
+            np.testing.assert_allclose(*logs, rtol=0, atol=1e-4, err_msg=form)
 
 
 def test_accumulation_takes_the_mean_of_micro_batches(data: Path, tmp_path: Path) -> None:

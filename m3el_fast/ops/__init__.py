@@ -1,16 +1,27 @@
 """The one public face of every kernel: checks the arguments, chooses the backend, runs the op.
 
-| op | reference | native: CPU, fp32 tensors | triton, or cuda where it says so: GPU, fp32, bf16 and fp16 tensors |
-|---|---|---|---|
-| icl_loss, mclet_loss | both variants, duplicates, anchors | the same, half precision; gradient | the same; gradient |
-| infonce_loss | duplicates, anchors | - | the same; gradient |
-| g2l_scores | mean, max and soft pooling, masks | mean pooling, masks; gradient without rows | the same, Lm <= 1,024 |
-| g2l_pairs | mean, max and soft pooling, masks | mean pooling, masks; forward | the same, Lm <= 1,024 |
-| cross_modal_context | bidirectional and T2V-only form | both, half precision; gradient | both, d up to 256; gradient |
-| dual_scores | yes | forward | gradient |
-| inner_scores, inner_pairs, dual_pairs | yes | forward | - |
-| topk, topk_merge | yes | forward | cuda: k <= 2,048 |
-| rerank_topk | yes | forward | cuda: bf16 products, C <= 2,048, Lm <= 128, d <= 256 (160 on sm_86, 89, 120) |
+======================  =================================  ============================  ============================
+op                      reference                          native: CPU, fp32 tensors     triton, or cuda where it
+                                                                                         says so: GPU, fp32, bf16 and
+                                                                                         fp16 tensors
+======================  =================================  ============================  ============================
+icl_loss, mclet_loss    both variants, duplicates,         the same, half precision;     the same; gradient
+                        anchors                            gradient
+infonce_loss            duplicates, anchors                none                          the same; gradient
+g2l_scores              mean, max and soft pooling, masks  mean pooling, masks;          the same, Lm <= 1,024
+                                                           gradient without rows
+g2l_pairs               mean, max and soft pooling, masks  mean pooling, masks; forward  the same, Lm <= 1,024
+cross_modal_context     bidirectional and T2V-only form    both, half precision;         both, d up to 256; gradient
+                                                           gradient
+dual_scores             yes                                forward                       gradient
+inner_scores            yes                                forward                       none
+inner_pairs             yes                                forward                       none
+dual_pairs              yes                                forward                       none
+topk, topk_merge        yes                                forward                       cuda: k <= 2,048
+rerank_topk             yes                                forward                       cuda: bf16 products, C <=
+                                                                                         2,048, Lm <= 128, d <= 256
+                                                                                         (160 on sm_86, 89, 120)
+======================  =================================  ============================  ============================
 
 Half precision is bf16 and fp16, computed in fp32. Cross-modal contexts have a gradient of head_weight in the reference
 only.

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from m3el_fast.ops.gradients import refuse_second
 from m3el_fast.ops.native import MISSING
 
 _TENSORS = 6  # query, key, value, gate, norm_weight, norm_bias: what has a gradient, first among the ops' arguments
@@ -32,7 +33,7 @@ def fake_pairs(query: Tensor, key: Tensor, *others: Any) -> Tensor:
 
 
 def register_gradient(scores: str, backward: str, launch: Callable[..., Sequence[Tensor]]) -> None:
-    """Make the op ``backward``, which ``launch`` calls, the gradient of the op ``scores``."""
+    """Make the op ``backward`` of the library ``m3el_fast``, which ``launch`` calls, the gradient of ``scores``."""
 
     def run(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, query_mask, key_mask = ctx.saved_tensors
@@ -41,8 +42,8 @@ def register_gradient(scores: str, backward: str, launch: Callable[..., Sequence
         gradients = [g.to(x.dtype) if w else None for g, x, w in zip(found, tensors, wanted, strict=True)]
         return (*gradients, *[None] * (len(ctx.needs_input_grad) - _TENSORS))
 
-    torch.library.register_autograd(scores, run, setup_context=_keep_operands)
-    torch.library.register_autograd(backward, _no_second)
+    torch.library.register_autograd(f"m3el_fast::{scores}", run, setup_context=_keep_operands)
+    refuse_second(backward, "g2l_scores")
 
 
 def _keep_operands(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -53,10 +54,6 @@ def _keep_operands(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.eps, ctx.bf16 = eps, bf16
 
 
-def _no_second(ctx: Any, *gradients: Any) -> None:
-    raise NotImplementedError("g2l_scores: no second derivative, backend 'reference' has it")
-
-
 def _fake_backward(gradient: Tensor, *others: Any) -> tuple[Tensor, ...]:
     return tuple(gradient.new_empty(x.shape) for x in others[:_TENSORS])
 
@@ -65,4 +62,4 @@ if not MISSING:
     torch.library.register_fake("m3el_fast::g2l_scores", fake_scores)
     torch.library.register_fake("m3el_fast::g2l_pairs", fake_pairs)
     torch.library.register_fake("m3el_fast::g2l_backward", _fake_backward)
-    register_gradient("m3el_fast::g2l_scores", "m3el_fast::g2l_backward", torch.ops.m3el_fast.g2l_backward)
+    register_gradient("g2l_scores", "g2l_backward", torch.ops.m3el_fast.g2l_backward)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from m3el_fast.ops.gradients import register_gradient
 from m3el_fast.ops.reference import HEAD_TEMPERATURES
 
 _TENSORS = 10  # glob, local and eight weights: what has a gradient, first among the op's arguments
@@ -46,23 +47,9 @@ def context(
 
 
 @context.register_fake
-def _(
-    glob: Tensor,
-    local: Tensor,
-    u_weight: Tensor,
-    u_bias: Tensor,
-    gate_weight: Tensor,
-    gate_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    fusion_weight: Tensor | None,
-    fusion_bias: Tensor | None,
-    head_weight: Tensor,
-    lam: float,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(glob: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     out, mean, enriched, row = (torch.empty_like(glob) for _ in range(4))
-    return out, mean, enriched, row, glob.new_empty(0 if fusion_weight is None else glob.shape)
+    return out, mean, enriched, row, glob.new_empty(0 if others[7] is None else glob.shape)  # fusion_weight
 
 
 @torch.library.custom_op("m3el_fast::native_cross_modal_backward", mutates_args=())
@@ -134,24 +121,4 @@ def _row_share(head_weight: Tensor, lam: float) -> float:
     return (1 + lam) * float(head_weight.mean())
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.lam, ctx.eps = inputs
-    ctx.save_for_backward(*output[1:], *tensors)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    if gradient is None:
-        return (None,) * len(ctx.needs_input_grad)
-    found = iter(backward(gradient, *ctx.saved_tensors, ctx.lam, ctx.eps))
-    gradients = [None if x is None else next(found) for x in ctx.saved_tensors[4 : 4 + _TENSORS]]
-    return (*gradients, None, None, None)
-
-
-def _no_second(ctx: Any, *gradients: Tensor) -> None:
-    raise NotImplementedError("cross_modal_context: no second derivative, backend 'reference' has it")
-
-
-torch.library.register_autograd("m3el_fast::native_cross_modal_context", _backward, setup_context=_keep)
-torch.library.register_autograd("m3el_fast::native_cross_modal_backward", _no_second)
+register_gradient("native_cross_modal_context", "native_cross_modal_backward", "cross_modal_context")

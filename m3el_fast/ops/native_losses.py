@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from m3el_fast.ops.gradients import register_gradient
+
 _ROWS = 128  # of a block: kContrastiveRows of csrc/cpu/contrastive.h
 _MOST_KEPT = 1 << 24  # products kept for the backward pass, 64 MB; of larger batches they are computed again
 _EPS = 1e-12  # of F.normalize
@@ -72,19 +74,9 @@ def contrastive(
 
 @contrastive.register_fake
 def _(
-    entity: Tensor,
-    mention: Tensor,
-    duplicates: Tensor | None,
-    first: int,
-    last: int,
-    other_scale: float,
-    other_weight: float,
-    same_scale: float,
-    same_weight: float,
-    self_term: bool,
-    normalise: bool,
-    keep: bool,
+    entity: Tensor, mention: Tensor, duplicates: Tensor | None, first: int, last: int, *terms: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *_, normalise, keep = terms
     batch, new = entity.shape[0], entity.new_empty
     lengths = new(2 * batch, 1) if normalise else new(0)
     return new(()), lengths, new(2 * batch), new(_kept(last - first, batch, keep))
@@ -106,6 +98,8 @@ def contrastive_backward(
     same_scale: float,
     same_weight: float,
     self_term: bool,
+    normalise: bool,
+    keep: bool,
 ) -> Tensor:
     """Gradients [2, B, d] of entities and mentions, of what :func:`contrastive` gave and was given."""
     batch, anchors = entity.shape[0], last - first
@@ -113,7 +107,7 @@ def contrastive_backward(
     masks = _masks(duplicates, first, last)
     with torch.autocast("cpu", enabled=False):
         x = _in_order(entity, mention, first, last)
-        if lengths.numel():
+        if normalise:
             x.div_(lengths)
         of_x = torch.zeros_like(x)
         longest = min(_ROWS, 2 * anchors) * 2 * batch
@@ -131,7 +125,7 @@ def contrastive_backward(
             of_x[start:stop].addmm_(coefficients, x[start:])
             of_x[stop:].addmm_(coefficients[:, rows:].T, x[start:stop])
         factor = gradient / (2 * anchors)
-        if lengths.numel():
+        if normalise:
             # a row shorter than eps was divided by eps, which is constant
             along = torch.where(lengths > _EPS, torch.linalg.vecdot(of_x, x)[:, None], 0.0)
             of_x.addcmul_(along, x, value=-1)
@@ -183,25 +177,4 @@ def _masks(duplicates: Tensor | None, first: int, last: int) -> tuple[Tensor | N
     return None, pairs, pairs.T.contiguous()
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    entity, mention, duplicates, *rest = inputs
-    ctx.rest = rest[:-2]
-    ctx.save_for_backward(*output[1:], entity, mention, duplicates)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # no zeros of the size of what is kept
-
-
-def _backward(ctx: Any, gradient: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
-    if gradient is None:
-        return (None,) * len(ctx.needs_input_grad)
-    found = contrastive_backward(gradient, *ctx.saved_tensors, *ctx.rest)
-    wanted = [g if w else None for g, w in zip(found, ctx.needs_input_grad, strict=False)]
-    return (*wanted, *[None] * (len(ctx.needs_input_grad) - len(wanted)))
-
-
-def _no_second(ctx: Any, *gradients: Tensor) -> None:
-    raise NotImplementedError("contrastive losses: no second derivative, backend 'reference' has it")
-
-
-torch.library.register_autograd("m3el_fast::native_contrastive", _backward, setup_context=_keep)
-torch.library.register_autograd("m3el_fast::native_contrastive_backward", _no_second)
+register_gradient("native_contrastive", "native_contrastive_backward", "contrastive losses")

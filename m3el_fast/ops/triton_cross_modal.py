@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from m3el_fast.ops import gpu
+from m3el_fast.ops.gradients import register_gradient
 from m3el_fast.ops.reference import HEAD_TEMPERATURES
 
 _TENSORS = 10  # glob, local and eight weights: what has a gradient, first among the op's arguments
@@ -32,15 +33,7 @@ def context(
     from m3el_fast.kernels import cross_modal
 
     weights = cross_modal.Weights(
-        u_weight,
-        u_bias,
-        gate_weight,
-        gate_bias,
-        norm_weight,
-        norm_bias,
-        fusion_weight,
-        fusion_bias,
-        head_weight,
+        u_weight, u_bias, gate_weight, gate_bias, norm_weight, norm_bias, fusion_weight, fusion_bias, head_weight
     )
     temperatures = HEAD_TEMPERATURES[head_weight.shape[0]]
     with gpu.launches(glob):
@@ -49,23 +42,9 @@ def context(
 
 
 @context.register_fake
-def _(
-    glob: Tensor,
-    local: Tensor,
-    u_weight: Tensor,
-    u_bias: Tensor,
-    gate_weight: Tensor,
-    gate_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    fusion_weight: Tensor | None,
-    fusion_bias: Tensor | None,
-    head_weight: Tensor,
-    lam: float,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(glob: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     n, d = glob.shape
-    parts = 1 if fusion_weight is None else 2
+    parts = 1 if others[7] is None else 2  # fusion_weight
     fp32 = torch.float32
     return glob.new_empty(n, d), glob.new_empty(parts, n, d, dtype=fp32), glob.new_empty(2, n, dtype=fp32)
 
@@ -92,15 +71,7 @@ def backward(
     from m3el_fast.kernels import cross_modal, cross_modal_backward
 
     weights = cross_modal.Weights(
-        u_weight,
-        u_bias,
-        gate_weight,
-        gate_bias,
-        norm_weight,
-        norm_bias,
-        fusion_weight,
-        fusion_bias,
-        head_weight,
+        u_weight, u_bias, gate_weight, gate_bias, norm_weight, norm_bias, fusion_weight, fusion_bias, head_weight
     )
     temperatures = HEAD_TEMPERATURES[head_weight.shape[0]]
     with gpu.launches(glob):
@@ -111,57 +82,8 @@ def backward(
 
 
 @backward.register_fake
-def _(
-    gradient: Tensor,
-    kept: Tensor,
-    stats: Tensor,
-    glob: Tensor,
-    local: Tensor,
-    u_weight: Tensor,
-    u_bias: Tensor,
-    gate_weight: Tensor,
-    gate_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    fusion_weight: Tensor | None,
-    fusion_bias: Tensor | None,
-    head_weight: Tensor,
-    lam: float,
-    eps: float,
-) -> list[Tensor]:
-    tensors = (
-        glob,
-        local,
-        u_weight,
-        u_bias,
-        gate_weight,
-        gate_bias,
-        norm_weight,
-        norm_bias,
-        fusion_weight,
-        fusion_bias,
-    )
-    return [x.new_empty(x.shape) for x in tensors if x is not None]
+def _(gradient: Tensor, kept: Tensor, stats: Tensor, *others: Any) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in others[:_TENSORS] if x is not None]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.lam, ctx.eps = inputs
-    ctx.save_for_backward(*output[1:], *tensors)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    if gradient is None:
-        return (None,) * len(ctx.needs_input_grad)
-    found = iter(backward(gradient, *ctx.saved_tensors, ctx.lam, ctx.eps))
-    gradients = [None if x is None else next(found) for x in ctx.saved_tensors[2 : 2 + _TENSORS]]
-    return (*gradients, None, None, None)
-
-
-def _no_second(ctx: Any, *gradients: Tensor) -> None:
-    raise NotImplementedError("cross_modal_context: no second derivative, backend 'reference' has it")
-
-
-torch.library.register_autograd("m3el_fast::triton_cross_modal_context", _backward, setup_context=_keep)
-torch.library.register_autograd("m3el_fast::triton_cross_modal_backward", _no_second)
+register_gradient("triton_cross_modal_context", "triton_cross_modal_backward", "cross_modal_context")

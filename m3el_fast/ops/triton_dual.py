@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from m3el_fast.ops import gpu
+from m3el_fast.ops.gradients import register_gradient
 
 
 @torch.library.custom_op("m3el_fast::triton_dual_scores", mutates_args=())
@@ -20,7 +21,7 @@ def scores(source: Tensor, target: Tensor, gate: Tensor, bias: Tensor, eps1: flo
 
 
 @scores.register_fake
-def _(source: Tensor, target: Tensor, gate: Tensor, bias: Tensor, eps1: float, eps2: float) -> Tensor:
+def _(source: Tensor, target: Tensor, *others: Any) -> Tensor:
     return source.new_empty(source.shape[0], target.shape[0])
 
 
@@ -36,24 +37,8 @@ def backward(
 
 
 @backward.register_fake
-def _(
-    gradient: Tensor, source: Tensor, target: Tensor, gate: Tensor, bias: Tensor, eps1: float, eps2: float
-) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in (source, target, gate, bias)]
+def _(gradient: Tensor, *others: Any) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in others[:4]]  # source to bias
 
 
-def _keep_operands(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.eps1, ctx.eps2 = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    return (*backward(gradient, *ctx.saved_tensors, ctx.eps1, ctx.eps2), None, None)
-
-
-def _no_second(ctx: Any, *gradients: Tensor) -> None:
-    raise NotImplementedError("dual_scores: no second derivative, backend 'reference' has it")
-
-
-torch.library.register_autograd("m3el_fast::triton_dual_scores", _backward, setup_context=_keep_operands)
-torch.library.register_autograd("m3el_fast::triton_dual_backward", _no_second)
+register_gradient("triton_dual_scores", "triton_dual_backward", "dual_scores")

@@ -93,4 +93,4 @@ def _(gradient: Tensor, *others: Any) -> list[Tensor]:
     return [x.new_empty(x.shape) for x in others[:6]]  # query to norm_bias
 
 
-g2l_rules.register_gradient("m3el_fast::triton_g2l_scores", "m3el_fast::triton_g2l_backward", backward)
+g2l_rules.register_gradient("triton_g2l_scores", "triton_g2l_backward", backward)

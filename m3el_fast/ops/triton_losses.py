@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from m3el_fast.ops import gpu
+from m3el_fast.ops.gradients import register_gradient
 
 
 @torch.library.custom_op("m3el_fast::triton_contrastive", mutates_args=())
@@ -38,26 +39,10 @@ def contrastive(
 
 
 @contrastive.register_fake
-def _(
-    entity: Tensor,
-    mention: Tensor,
-    duplicates: Tensor | None,
-    first: int,
-    last: int,
-    other_scale: float,
-    other_weight: float,
-    same_scale: float | None,
-    same_weight: float,
-    self_term: bool,
-    normalise: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows = 2 * entity.shape[0]
-    new = entity.new_empty
-    return (
-        new((), dtype=torch.float32),
-        new(rows, dtype=torch.float32),
-        new(rows if normalise else 0, dtype=torch.float32),
-    )
+def _(entity: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    rows, normalise = 2 * entity.shape[0], others[-1]
+    loss, lse = (entity.new_empty(shape, dtype=torch.float32) for shape in ((), rows))
+    return loss, lse, lse.new_empty(rows if normalise else 0)
 
 
 @torch.library.custom_op("m3el_fast::triton_contrastive_backward", mutates_args=())
@@ -90,39 +75,9 @@ def contrastive_backward(
 
 @contrastive_backward.register_fake
 def _(
-    gradient: Tensor,
-    lse: Tensor,
-    inverse: Tensor,
-    entity: Tensor,
-    mention: Tensor,
-    duplicates: Tensor | None,
-    first: int,
-    last: int,
-    other_scale: float,
-    other_weight: float,
-    same_scale: float | None,
-    same_weight: float,
-    self_term: bool,
-    normalise: bool,
+    gradient: Tensor, lse: Tensor, inverse: Tensor, entity: Tensor, mention: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor]:
     return entity.new_empty(entity.shape), mention.new_empty(mention.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    entity, mention, duplicates, *ctx.rest = inputs
-    ctx.save_for_backward(*output[1:], entity, mention, duplicates)
-    ctx.mark_non_differentiable(*output[1:])
-
-
-def _backward(ctx: Any, gradient: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-    found = contrastive_backward(gradient, *ctx.saved_tensors, *ctx.rest)
-    wanted = [g if w else None for g, w in zip(found, ctx.needs_input_grad, strict=False)]
-    return (*wanted, *[None] * (len(ctx.needs_input_grad) - len(wanted)))
-
-
-def _no_second(ctx: Any, *gradients: Tensor) -> None:
-    raise NotImplementedError("contrastive losses: no second derivative, backend 'reference' has it")
-
-
-torch.library.register_autograd("m3el_fast::triton_contrastive", _backward, setup_context=_keep)
-torch.library.register_autograd("m3el_fast::triton_contrastive_backward", _no_second)
+register_gradient("triton_contrastive", "triton_contrastive_backward", "contrastive losses")

@@ -19,11 +19,12 @@ case "$in" in *kernel.cu) [ -e {edited} ] || { echo second >"$in"; touch {edited
 """
 
 
-@pytest.fixture(autouse=True)
-def _empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
+@pytest.mark.usefixtures("empty_cache")
 def test_source_edited_during_a_build_is_built_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script = tmp_path / "compiler"
     script.write_text(COMPILER.replace("{edited}", str(tmp_path / "edited")))
@@ -36,6 +37,7 @@ def test_source_edited_during_a_build_is_built_again(monkeypatch: pytest.MonkeyP
     assert build.build([source]).read_text().splitlines()[-1] == "first"  # nothing else was kept under its name
 
 
+@pytest.mark.usefixtures("empty_cache")
 def test_others_may_remove_files_at_the_same_time() -> None:
     gone, old = build.folder() / "gone.o", build.folder() / "old.o"
     gone.symlink_to("nonexistent")
@@ -46,6 +48,7 @@ def test_others_may_remove_files_at_the_same_time() -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root makes what belongs to somebody else")
+@pytest.mark.usefixtures("empty_cache")
 def test_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     link = tmp_path / f"m3el_cuda_host_{os.getuid()}"

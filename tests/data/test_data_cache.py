@@ -1,4 +1,6 @@
+import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -11,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from m3el_fast.data import cache as module
+from m3el_fast.data import cache_store as module
 from m3el_fast.data.cache import ImageCache
 from m3el_fast.data.images import decode_image
 from m3el_fast.errors import InputError
@@ -117,6 +119,36 @@ def test_second_build_decodes_only_what_is_new(tmp_path: Path, decoded: list[int
     check(second, paths)
 
 
+@pytest.mark.parametrize("asked", [1, 2, 5, 500])
+def test_files_are_looked_up_in_several_queries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int) -> None:
+    paths = write_images(tmp_path / "images", 5)
+    build(paths, tmp_path / "cache")
+    monkeypatch.setattr(module, "_ASKED", asked)
+    monkeypatch.setattr(module, "read_image_file", None)
+    check(build(paths[::-1], tmp_path / "cache"), paths)
+
+
+@pytest.mark.parametrize("new", [False, True], ids=["known", "new"])
+def test_opening_reads_as_much_of_a_large_index_as_of_a_small_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: bool
+) -> None:
+    steps, connect = [0], sqlite3.connect
+
+    def counted(*args: Any, **options: Any) -> sqlite3.Connection:
+        index = connect(*args, **options)
+        index.set_progress_handler(lambda: steps.__setitem__(0, steps[0] + 1), 1)
+        return index
+
+    paths, counts = write_images(tmp_path / "images", 60), []
+    monkeypatch.setattr(module.sqlite3, "connect", counted)
+    for size, last in ((5, 10), (55, 60)):
+        build(paths[:size], tmp_path / "cache")
+        steps[0] = 0
+        build([paths[last - 1 if new else 0]], tmp_path / "cache")
+        counts.append(steps[0])
+    assert counts[0] == counts[1] > 0
+
+
 def test_reopening_reads_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [*write_images(tmp_path / "images", 3), tmp_path / "images" / "text.jpg"]
     paths[-1].write_text("no image")
@@ -138,10 +170,15 @@ def test_data_and_cache_moved_together(tmp_path: Path, monkeypatch: pytest.Monke
     check(build(paths, new / "cache"), paths)
 
 
-def test_changed_file_is_decoded_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["size", "time"])
+def test_changed_file_is_decoded_anew(tmp_path: Path, change: str) -> None:
     path, other = write_images(tmp_path / "images", 2)
+    length = max(path.stat().st_size, other.stat().st_size)
+    path.write_bytes(path.read_bytes().ljust(length, b"\n"))
+    found = path.stat()
     build([path], tmp_path / "cache")
-    path.write_bytes(other.read_bytes() + b"\n")
+    path.write_bytes(other.read_bytes().ljust(length + (change == "size"), b"\n"))
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns + (change == "time")))
     check(build([path], tmp_path / "cache"), [path])
 
 
@@ -225,16 +262,17 @@ def test_goes_on_after_a_kill(tmp_path: Path, decoded: list[int]) -> None:
         """
         import os, sys
         from pathlib import Path
-        from m3el_fast.data import cache
-        cache._CHUNK = 4
-        decode = cache.decode_image
+        from m3el_fast.data import cache_store
+        from m3el_fast.data.cache import ImageCache
+        cache_store._CHUNK = 4
+        decode = cache_store.decode_image
         calls = []
         def until_killed(data, size):
             calls.append(1)
             return decode(data, size) if len(calls) < 11 else os.kill(os.getpid(), 9)
-        cache.decode_image = until_killed
+        cache_store.decode_image = until_killed
         paths = [Path(name) for name in sys.argv[2:]]
-        cache.ImageCache.build(paths, 16, Path(sys.argv[1]), strict=False, workers=1, progress=False)
+        ImageCache.build(paths, 16, Path(sys.argv[1]), strict=False, workers=1, progress=False)
         """,
         tmp_path / "cache",
         *paths,
@@ -251,11 +289,12 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     code = """
         import sys, time
         from pathlib import Path
-        from m3el_fast.data import cache
+        from m3el_fast.data import cache_store
+        from m3el_fast.data.cache import ImageCache
         folder, mine, other, *names = sys.argv[1:]
-        cache._CHUNK = 3
+        cache_store._CHUNK = 3
         reads = []
-        read = cache.read_image_file
+        read = cache_store.read_image_file
         def counted(path):
             reads.append(path)
             return read(path)
@@ -263,9 +302,9 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
             Path(mine).touch()
             while not Path(other).exists():
                 time.sleep(0.001)
-        cache.read_image_file, cache._Store.require_space = counted, meet
+        cache_store.read_image_file, cache_store.Store.require_space = counted, meet
         paths = [Path(name) for name in names]
-        built = cache.ImageCache.build(paths, 16, Path(folder), strict=False, workers=2, progress=False)
+        built = ImageCache.build(paths, 16, Path(folder), strict=False, workers=2, progress=False)
         assert sorted(built.row(path) for path in paths) == list(range(len(paths)))
         print(len(reads))
         """

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from torch import Tensor
 
 from m3el_fast.ops import gpu
 
@@ -16,6 +19,17 @@ if gpu.INTERPRETED and not gpu.MISSING:
 @pytest.fixture
 def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that launchers allocate holds NaN."""
+    empty = Tensor.new_empty
+
+    def poisoned(self: Tensor, *size: int, **options: object) -> Tensor:
+        return empty(self, *size, **options).fill_(math.nan)
+
+    monkeypatch.setattr(Tensor, "new_empty", poisoned)
 
 
 @pytest.fixture

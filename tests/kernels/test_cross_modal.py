@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ pytest.importorskip("triton")
 
 from m3el_fast.kernels import cross_modal, cross_modal_backward
 
+from kernel_results import close
 from m3el_fast import ops
 from m3el_fast.ops import CrossModalWeights, LayerNormWeights, gpu, triton_cross_modal
 
@@ -91,25 +91,6 @@ def same(unit: Unit, tolerance: float) -> None:
     for name, leaf, x, y in zip(NAMES, unit.leaves, found, expected, strict=False):
         assert x.dtype == leaf.dtype
         close(name, x, y, tolerance)
-
-
-def close(name: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
-    assert found.shape == expected.shape
-    limit = tolerance * max(1e-3, float(expected.abs().max()))
-    error = float((found.double() - expected).abs().max())
-    assert error <= limit, f"{name}: error {error:.3g}, at most {limit:.3g}"
-
-
-@pytest.fixture
-def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Memory that launchers allocate holds NaN."""
-    empty = Tensor.new_empty
-
-    def poisoned(self: Tensor, *size: int, **options: object) -> Tensor:
-        return empty(self, *size, **options).fill_(math.nan)
-
-    monkeypatch.setattr(Tensor, "new_empty", poisoned)
-    yield
 
 
 SIZES = pytest.mark.parametrize(

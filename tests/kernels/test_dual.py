@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 
+from kernel_results import close
 from m3el_fast import ops
 from m3el_fast.ops import CrossModalWeights, DualConstants, DualWeights, LayerNormWeights, gpu, triton_dual
 
@@ -77,25 +77,6 @@ def same(unit: Unit, tolerance: float) -> None:
             close(f"{name} vector {i}", x[:, i * d : (i + 1) * d], y[:, i * d : (i + 1) * d], tolerance)
         for i in range(7):
             close(f"{name} scalar {i}", x[:, 3 * d + i], y[:, 3 * d + i], tolerance)
-
-
-def close(name: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
-    assert found.shape == expected.shape
-    limit = tolerance * max(1e-3, float(expected.abs().max()))
-    error = float((found.double() - expected).abs().max())
-    assert error <= limit, f"{name}: error {error:.3g}, at most {limit:.3g}"
-
-
-@pytest.fixture
-def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Memory that launchers allocate holds NaN."""
-    empty = Tensor.new_empty
-
-    def poisoned(self: Tensor, *size: int, **options: object) -> Tensor:
-        return empty(self, *size, **options).fill_(math.nan)
-
-    monkeypatch.setattr(Tensor, "new_empty", poisoned)
-    yield
 
 
 @pytest.mark.parametrize(("s", "t", "d"), [(1, 1, 5), (67, 3, 16), (5, 71, 24), (33, 35, 96), (2, 3, 131)])

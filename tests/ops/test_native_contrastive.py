@@ -14,7 +14,7 @@ from torch import Tensor
 
 from m3el_fast import ops
 from m3el_fast.ops import native, native_losses
-from native_levels import randn
+from native_levels import randn, train
 
 pytestmark = pytest.mark.skipif(bool(native.MISSING), reason="the native extension is not built")
 
@@ -227,7 +227,7 @@ def test_opcheck(kind: str) -> None:
     check(named.native_contrastive.default, (*leaves, duplicates, 2, 7, *terms, True, True))
     plain = [t.detach() for t in tensors]
     made = native_losses.contrastive(*plain, duplicates, 2, 7, *terms, True, True)
-    arguments = (torch.tensor(1.0), *made[1:], *plain, duplicates, 2, 7, *terms)
+    arguments = (torch.tensor(1.0), *made[1:], *plain, duplicates, 2, 7, *terms, True, True)
     check(named.native_contrastive_backward.default, arguments)
     gold = torch.arange(18) if kind == "ids" else None
     pairs = (duplicates, duplicates) if kind == "pairs" else (None, None)
@@ -236,7 +236,7 @@ def test_opcheck(kind: str) -> None:
     check(named.contrastive_coefficients.default, (*block, torch.ones(18), torch.empty(5, 18)))
 
 
-def train(backend: str, compiled: bool = False) -> list[float]:
+def trained(backend: str, compiled: bool = False) -> list[float]:
     torch.manual_seed(0)
     model = torch.nn.Linear(12, 8)
 
@@ -247,21 +247,14 @@ def train(backend: str, compiled: bool = False) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     mention = randn(40, 12, seed=1)
     entity = mention + randn(40, 12, seed=2, scale=0.3)
-    losses = []
-    for _ in range(30):
-        value = step(entity, mention)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        losses.append(float(value.detach()))
-    return losses
+    return train(lambda: step(entity, mention), optimizer)
 
 
 def test_training_repeats_the_reference(level: str) -> None:
-    found, expected = train("native"), train("reference")
+    found, expected = trained("native"), trained("reference")
     assert expected[-1] < 0.8 * expected[0]
     assert found == pytest.approx(expected, rel=1e-3)
 
 
 def test_compiled_training_without_a_graph_break() -> None:
-    assert train("auto", compiled=True) == pytest.approx(train("native"), rel=1e-5)
+    assert trained("auto", compiled=True) == pytest.approx(trained("native"), rel=1e-5)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from m3el_fast import ops
 from m3el_fast.ops import CrossModalWeights, LayerNormWeights, native, native_cross_modal, reference
-from native_levels import randn
+from native_levels import randn, train
 
 pytestmark = pytest.mark.skipif(bool(native.MISSING), reason="the native extension is not built")
 
@@ -272,7 +272,7 @@ def test_opcheck(fused: bool) -> None:
     check(named.cross_modal_finish_backward.default, (randn(5, 6, seed=2), *tail))
 
 
-def train(backend: str, compiled: bool = False) -> list[float]:
+def trained(backend: str, compiled: bool = False) -> list[float]:
     one, aim = unit(24, 5, 12, fused=True), randn(24, 12, seed=50)
     leaves = [t.clone().requires_grad_() for t in one.leaves]
 
@@ -281,21 +281,14 @@ def train(backend: str, compiled: bool = False) -> list[float]:
 
     step = torch.compile(loss, fullgraph=True, backend="aot_eager") if compiled else loss
     optimizer = torch.optim.AdamW(leaves, lr=3e-2)
-    losses = []
-    for _ in range(30):
-        value = step()
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        losses.append(float(value.detach()))
-    return losses
+    return train(step, optimizer)
 
 
 def test_training_repeats_the_reference(level: str) -> None:
-    found, expected = train("native"), train("reference")
+    found, expected = trained("native"), trained("reference")
     assert expected[-1] < 0.5 * expected[0]
     assert found == pytest.approx(expected, rel=1e-3)
 
 
 def test_compiled_training_without_a_graph_break() -> None:
-    assert train("auto", compiled=True) == pytest.approx(train("native"), rel=1e-5)
+    assert trained("auto", compiled=True) == pytest.approx(trained("native"), rel=1e-5)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from m3el_fast import ops
 from m3el_fast.ops import LayerNormWeights, native
-from native_levels import randn
+from native_levels import randn, train
 
 pytestmark = pytest.mark.skipif(bool(native.MISSING), reason="the native extension is not built")
 
@@ -247,27 +247,20 @@ class TinyMatcher(torch.nn.Module):
         return torch.nn.functional.cross_entropy(table, torch.arange(len(table)))
 
 
-def train(backend: str, compiled: bool = False) -> list[float]:
+def trained(backend: str, compiled: bool = False) -> list[float]:
     model = TinyMatcher()
     step = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     entity = randn(20, 6, 12, seed=1)
     mention = entity[:, :5] + randn(20, 5, 12, seed=2, scale=0.3)
-    losses = []
-    for _ in range(30):
-        loss = step(entity, mention, backend)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
+    return train(lambda: step(entity, mention, backend), optimizer)
 
 
 def test_training_repeats_the_reference(level: str) -> None:
-    found, expected = train("native"), train("reference")
+    found, expected = trained("native"), trained("reference")
     assert expected[-1] < 0.3 * expected[0]
     assert found == pytest.approx(expected, rel=1e-3)
 
 
 def test_compiled_training_without_a_graph_break() -> None:
-    assert train("auto", compiled=True) == pytest.approx(train("native"), rel=1e-5)
+    assert trained("auto", compiled=True) == pytest.approx(trained("native"), rel=1e-5)
