@@ -11,18 +11,20 @@ import argparse
 import asyncio
 import base64
 import io
+import itertools
 import json
+import math
 import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import torch
 from PIL import Image
@@ -35,6 +37,7 @@ from m3el_fast.index import EntityIndex
 CLIENTS = (1, 8, 32)
 _MENTIONS = 256
 _WARM = 1.0  # seconds at the beginning of each measurement that do not count
+_GOOD = b"HTTP/1.1 200 OK"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -45,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=15.0, help="of each measurement (default 15)")
     parser.add_argument("--output", type=Path, help="JSON file (default: in bench/results, by the index's name)")
     args = parser.parse_args(argv)
-    if not args.seconds > 0:
+    if not 0 < args.seconds < math.inf:
         raise InputError("--seconds", "a positive number", args.seconds)
     index = EntityIndex.open(args.index)
     stage = "" if args.candidates is None else f"-{args.candidates}"
@@ -97,57 +100,91 @@ def requests(index: EntityIndex, candidates: int | None) -> list[bytes]:
 
 @contextmanager
 def server(checkpoint: str, index: str) -> Iterator[int]:
-    """The port of a server that is ready."""
+    """The port of a server that is ready.
+
+    Raises:
+        InputError: it ended, at its start or while it was asked.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "m3el_fast.serve", checkpoint, "--index", index, "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        while process.poll() is None:
-            try:
-                with urlopen(f"http://127.0.0.1:{port}/healthz"):
-                    break
-            except (URLError, ConnectionError):
+    with tempfile.TemporaryFile("w+") as said:  # a pipe that nobody reads would stop the server once it is full
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+        try:
+            while not _is_up(port):
+                if process.poll() is not None:
+                    raise ConnectionError
                 time.sleep(0.2)
-        else:
-            assert process.stderr is not None
-            raise InputError("python -m m3el_fast.serve", "a server", process.stderr.read().strip())
-        yield port
-    finally:
-        process.terminate()
-        process.communicate()
+            yield port
+        except (ConnectionError, asyncio.IncompleteReadError):
+            process.terminate()
+            status = process.wait()
+            said.seek(0)
+            got = f"one that ended ({status}): {said.read().strip()[-2000:]}"
+            raise InputError("python -m m3el_fast.serve", "a server that answers", got) from None
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _is_up(port: int) -> bool:
+    with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+        try:
+            connection.request("GET", "/healthz")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
 
 
 async def load(port: int, bodies: list[bytes], clients: int, seconds: float) -> dict[str, float]:
-    """Requests a second, latency in milliseconds and errors, over ``seconds`` after a second to warm up."""
+    """Requests a second, their latency in milliseconds, and errors: of all answers that come within ``seconds``, once
+    each client was answered and a second is over. Errors count neither as requests nor in the latency.
+
+    Raises:
+        InputError: the server refuses such requests, or two answers take longer than ``seconds``.
+    """
+    connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(clients)]
+    starts = [37 * number for number in range(clients)]  # not all of them ask the same at the same time
+
+    async def ask(number: int, place: int) -> tuple[bytes, bytes]:
+        reader, writer = connections[number]
+        writer.write(bodies[place % len(bodies)])
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        return head.split(b"\r\n")[0], await reader.readexactly(int(length.split(b":")[1]))
+
+    for status, answer in await asyncio.gather(*map(ask, range(clients), starts)):
+        if status != _GOOD:
+            raise InputError("python -m m3el_fast.serve", "an answer", f"{status.decode()}: {answer.decode()[:200]}")
     start = time.perf_counter() + _WARM
     taken: list[float] = []
     errors = 0
 
     async def client(number: int) -> None:
         nonlocal errors
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        place = number * 37
-        while (asked := time.perf_counter()) < start + seconds:
-            writer.write(bodies[place % len(bodies)])
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-            await reader.readexactly(int(length.split(b":")[1]))
-            if asked >= start:
-                taken.append(time.perf_counter() - asked)
-                errors += not head.startswith(b"HTTP/1.1 200")
-            place += 1
-        writer.close()
+        for place in itertools.count(starts[number] + 1):
+            asked = time.perf_counter()
+            status, _ = await ask(number, place)
+            answered = time.perf_counter()
+            if answered >= start + seconds:
+                return
+            if answered >= start and status == _GOOD:
+                taken.append(answered - asked)
+            elif answered >= start:
+                errors += 1
 
     await asyncio.gather(*map(client, range(clients)))
-    ended = time.perf_counter()
+    for _, writer in connections:
+        writer.close()
+    if len(taken) < 2:
+        raise InputError("--seconds", "a time in which two requests are answered", f"{seconds:g}")
     centiles = statistics.quantiles(taken, n=100, method="inclusive")
     return {
         "clients": clients,
         "requests": len(taken),
         "errors": errors,
-        "requests/s": len(taken) / (ended - start),
+        "requests/s": len(taken) / seconds,
         "p50 ms": 1e3 * centiles[49],
         "p99 ms": 1e3 * centiles[98],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -10,6 +11,21 @@ from PIL import Image
 from m3el_fast.data.images import FORMATS, UnreadableImage, read_image_file, refuse_bomb, to_rgb
 
 _QUALITIES = (85, 70, 50, 30, 10)
+
+
+def first_thumbnail(paths: Sequence[Path], side: int, limit: int) -> bytes:
+    """:func:`thumbnail` of the first of several images that can be read, the one that the model sees.
+
+    Raises:
+        UnreadableImage: there is none, or none that can be read.
+    """
+    problem = UnreadableImage("no image")
+    for path in paths:
+        try:
+            return thumbnail(path, side, limit)
+        except UnreadableImage as error:
+            problem = error
+    raise problem
 
 
 def thumbnail(path: Path, side: int, limit: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import copy
 import gc
 import math
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     from m3el_fast.serve.service import Service
     from m3el_fast.serve.swapping import IndexInUse
 
+    _require_address(args.host, args.port)
     place = named_device(args.device)
     own = args.index is None
     checkpoint = fetch_checkpoint(args.checkpoint, with_index=own)
@@ -58,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     index = IndexInUse(model, folder)
     entities = Entities(_kb(args.kb))
     limits = Limits(body=int(args.max_mb * 1e6), seconds=args.timeout, requests=args.max_requests)
-    service = Service(index, entities, Path(args.checkpoint).name, limits, args.watch, args.nil_threshold)
+    service = Service(index, entities, Path(args.checkpoint).absolute().name, limits, args.watch, args.nil_threshold)
     log = copy.deepcopy(LOGGING_CONFIG)
     log["loggers"]["m3el_fast"] = {"handlers": ["default"], "level": "INFO", "propagate": False}
     print(f"linking to {len(index.linker.index)} entities of {index.path}", flush=True)
@@ -69,6 +71,18 @@ def main(argv: list[str] | None = None) -> None:
         uvicorn.run(create_app(service), host=args.host, port=args.port, log_config=log, **options)
     finally:
         gc.unfreeze()
+
+
+def _require_address(host: str, port: int) -> None:
+    """Raises InputError: no server can listen there; said before the model and the index are loaded."""
+
+    async def listen() -> None:
+        (await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)).close()
+
+    try:
+        asyncio.run(listen())
+    except OSError as problem:
+        raise InputError("--host, --port", "an address to listen at", f"{host}, {port}: {problem.strerror}") from None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -233,7 +233,7 @@ def _add_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:
-        return Response(status_code=499)  # nobody reads it; the log does
+        return Response(status_code=499)  # nobody reads it
 
     @app.exception_handler(Exception)
     async def failure(request: Request, error: Exception) -> Response:

@@ -42,10 +42,11 @@ class _Job:
 
 class Batcher:
     """Links queries on a thread of its own: the one that came first and, in the order in which they came, those behind
-    it with the same options, up to 64 mentions. So no query is overtaken for longer than a call.
+    it with the same options, up to 64 mentions. So a query waits for no more calls than there were queries before it.
 
     Where fewer wait than there were in hand when the last call ended, the thread waits for them, eight milliseconds at
-    most: clients that have just been answered need a moment to ask again. A lone client is never kept waiting.
+    most: clients that have just been answered need a moment to ask again. A lone client waits so once, after others
+    have stopped, and never again.
 
     Args:
         work: links queries with the same options; called on the thread, with one call at a time.

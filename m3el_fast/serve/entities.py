@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from m3el_fast.data.images import UnreadableImage
 from m3el_fast.data.layout import Entity, KnowledgeBase
-from m3el_fast.data.thumbnails import thumbnail
+from m3el_fast.data.thumbnails import first_thumbnail
 from m3el_fast.index import EntityIndex
 from m3el_fast.serve.errors import Refused, shown
 
@@ -18,7 +17,8 @@ _SIDE, _BYTES = 320, 48_000  # of each at most: pixels of its longer side, bytes
 
 
 class Entities:
-    """Entities as clients see them. A picture is the first of an entity's record in the KB, whatever a client asks.
+    """Entities as clients see them. A picture is one of an entity's record in the KB, whatever a client asks: the
+    first that can be read, which the model sees.
 
     Args:
         kb: None = texts and pictures are unknown.
@@ -27,7 +27,7 @@ class Entities:
     def __init__(self, kb: KnowledgeBase | None) -> None:
         self.there = kb is not None
         self._records: dict[str, Entity] = {} if kb is None else {one.qid: one for one in kb.entities}
-        self._thumbnail = lru_cache(_PICTURES)(thumbnail)
+        self._thumbnail = lru_cache(_PICTURES)(first_thumbnail)
 
     def describe(self, index: EntityIndex, identity: str) -> dict[str, Any]:
         """As :class:`EntityOut`.
@@ -37,15 +37,14 @@ class Entities:
         """
         row = index.find([identity])
         if row[0] < 0:
-            raise _unknown(identity)
+            raise Refused(404, "id", "the id of an entity", shown(identity))
         record = self._records.get(identity)
-        picture = None if self._picture(identity) is None else f"/entities/{quote(identity, safe='')}/image"
         return {
             "id": identity,
             "name": index.names.gather(row)[0],
             "attr": None if record is None else record.attr,
             "desc": None if record is None else record.desc,
-            "image": picture,
+            "image": f"/entities/{quote(identity, safe='')}/image" if record is not None and record.images else None,
         }
 
     def picture(self, identity: str) -> bytes:
@@ -54,18 +53,8 @@ class Entities:
         Raises:
             Refused: there is none, or it cannot be read (404).
         """
-        path = self._picture(identity)
-        if path is None:
-            raise _unknown(identity, "an entity with a picture")
+        record = self._records.get(identity)
         try:
-            return self._thumbnail(path, _SIDE, _BYTES)
+            return self._thumbnail(() if record is None else record.images, _SIDE, _BYTES)
         except UnreadableImage as problem:
             raise Refused(404, "id", "an entity with a picture", f"{shown(identity)}: {problem}") from None
-
-    def _picture(self, identity: str) -> Path | None:
-        record = self._records.get(identity)
-        return None if record is None or not record.images else record.images[0]
-
-
-def _unknown(identity: str, expected: str = "the id of an entity") -> Refused:
-    return Refused(404, "id", expected, shown(identity))

@@ -13,7 +13,6 @@ NAME, SENTENCE, IDENTITY = 1_000, 10_000, 1_000
 K, CANDIDATES = 100, 1_000
 """Links of a mention; candidates of a mention, by number or by id."""
 
-
 HEAD = 65_536
 """Bytes of a request's header fields."""
 

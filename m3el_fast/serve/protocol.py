@@ -14,23 +14,23 @@ GRACE = 5
 
 
 class Protocol(HttpToolsProtocol):
-    """HTTP/1.1 by httptools, which keeps headers and trailers of any size: beside its body, and as much again for what
-    chunks need, a request has 64 KiB."""
+    """HTTP/1.1 by httptools, which keeps header fields and trailers of any size. Here a connection may send 64 KiB (and
+    what is read with them) that are no body: at the head of a request, between two chunks, after the last one."""
 
-    _beside = 0  # bytes that came and are no body, less those of the body
+    _no_body = 0  # bytes that came since the request began or, later, since the last of its body
 
     def data_received(self, data: bytes) -> None:
-        self._beside += len(data)
+        self._no_body += len(data)
         super().data_received(data)
-        if self._beside > HEAD and not self.transport.is_closing():
+        if self._no_body > HEAD and not self.transport.is_closing():
             self.send_400_response("The header fields are too large.")
 
     def on_message_begin(self) -> None:
-        self._beside = 0
+        self._no_body = 0
         super().on_message_begin()
 
     def on_body(self, body: bytes) -> None:
-        self._beside -= 2 * len(body)
+        self._no_body = 0
         super().on_body(body)
 
 

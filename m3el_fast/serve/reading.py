@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from anyio import from_thread
 from pydantic import BaseModel, ValidationError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -77,13 +78,14 @@ async def _read_form(
 ) -> tuple[dict[str, str], bytes | None]:
     """The fields of a form, and its file ``image``."""
     # In latin-1 every byte is a character: what is not UTF-8 can be told afterwards.
-    kind = f'multipart/form-data; charset=latin-1; boundary="{boundary.decode("latin-1")}"'
+    quoted = boundary.decode("latin-1").replace("\\", r"\\").replace('"', r"\"")
+    kind = f'multipart/form-data; charset=latin-1; boundary="{quoted}"'
     parser = _FormParser(Headers({"content-type": kind}), body, max_files=1, max_fields=8, max_part_size=limits.body)
     parser.spool_max_size = limits.body + 1  # in memory
     try:
         form = await parser.parse()
-    except MultiPartException as error:
-        raise Refused(400, "body", "a form", error.message) from None
+    except (MultiPartException, FormParserError) as error:  # the latter: of older versions of starlette
+        raise Refused(400, "body", "a form", error) from None
     if not parser.ended:
         raise Refused(400, "body", "a form that ends with its boundary", "one that does not")
     fields: dict[str, str] = {}

@@ -96,7 +96,7 @@ class Service:
             "model": linker.index.manifest.model,
             "checkpoint": self.name,
             "index": {
-                "name": index.path.name,
+                "name": index.path.absolute().name,
                 "version": linker.index.manifest.version,
                 "entities": len(linker.index),
                 "opened": index.opened.isoformat(timespec="seconds"),

@@ -62,6 +62,7 @@ def make_served(folder: Path) -> Served:
     records = json.loads((folder / "data/kb_entity.json").read_text())
     records[0]["attr"] = "<script>window.hit=1</script>"
     records[0]["desc"] = None
+    records[2]["image_list"].insert(0, "gone.jpg")
     records[5]["image_list"] = ["gone.jpg"]
     (folder / "data/kb_entity.json").write_text(json.dumps(records))
     served = Served(case, folder / "data", folder / "index")

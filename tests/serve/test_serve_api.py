@@ -206,7 +206,7 @@ def test_an_entity_without_a_kb(served: Served) -> None:
 
 
 def test_pictures_of_entities(client: httpx.Client) -> None:
-    answer = client.get("/entities/Q2/image")
+    answer = client.get("/entities/Q2/image")  # of its second file; the first is gone
     assert answer.headers["content-type"] == "image/jpeg"
     image = Image.open(io.BytesIO(answer.content))
     assert image.size == (20, 16)
@@ -257,6 +257,11 @@ def test_health(client: httpx.Client, served: Served) -> None:
         "requests": 0,
     }
     assert (index["name"], index["version"], index["entities"], index["problem"]) == ("index", 1, 12, None)
+
+
+def test_the_name_of_the_folder_in_which_the_server_runs(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(served.index)
+    assert served.service(index=Path()).health()["index"]["name"] == "index"
 
 
 def test_the_pages(client: httpx.Client) -> None:
@@ -434,6 +439,11 @@ FORM = b"".join(
         ("multipart/form-data; boundary=a", FORM.replace(b"Elm", b"\xff") + b"--a--\r\n", 400),
         ("multipart/form-data; boundary=a", FORM, 400),  # without its end
         ("multipart/form-data; boundary=a; charset=undefined", FORM + b"--a--", 200),
+        (
+            'multipart/form-data; boundary="a\\"; charset=utf-8; b=\\""',
+            FORM.replace(b"Elm", "€".encode()) + b"--a--",
+            400,
+        ),
         ("text/plain", b"{}", 415),
         ("application/x-www-form-urlencoded", b"mention=Elm&sentence=x", 415),
         ("", b"{}", 415),

@@ -51,12 +51,21 @@ def test_what_is_refused(
     options: list[str], message: str, served: Served, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [str(served.index) if option == "INDEX" else option for option in options]
-    assert failure(main, [str(checkpoint), *arguments], capsys).startswith(message)
+    assert failure(main, [str(checkpoint), "--port", "0", *arguments], capsys).startswith(message)
+
+
+def test_a_port_that_is_in_use(capsys: pytest.CaptureFixture[str]) -> None:
+    """Found before the checkpoint is looked for."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        message = failure(main, ["none", "--port", str(port)], capsys)
+    assert message.startswith(f"--host, --port: expected an address to listen at, got 127.0.0.1, {port}: ")
+    assert message.strip().endswith("address already in use")
 
 
 def test_an_index_of_another_model(served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_model(served.case.config, seed=5).save_pretrained(tmp_path / "other")
-    message = failure(main, [str(tmp_path / "other"), "--index", str(served.index)], capsys)
+    message = failure(main, [str(tmp_path / "other"), "--index", str(served.index), "--port", "0"], capsys)
     assert message.startswith(f"{served.index}: expected an index of this model")
 
 

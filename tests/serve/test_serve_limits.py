@@ -139,7 +139,9 @@ def test_header_fields_that_are_too_large(small: str) -> None:
         time.sleep(0.1)  # the head is read
         fine.sendall(b"".join(b"3\r\n%s\r\n" % part for part in parts) + b"0\r\n\r\n")
         assert fine.recv(99).startswith(b"HTTP/1.1 200")
-    for start in (b"GET /healthz HTTP/1.1\r\nHost: x\r\n", chunks + b"33\r\n" + body + b"\r\n0\r\n", chunks + b"33;"):
+    large = chunks + b"61a80\r\n" + bytes(400_000) + b"\r\n0\r\n"
+    small_body = chunks + b"33\r\n" + body + b"\r\n0\r\n"
+    for start in (b"GET /healthz HTTP/1.1\r\nHost: x\r\n", small_body, large, chunks + b"33;"):
         for end in (lines * 9, b"X: " + b"x" * 999_999):
             with raw(small, start) as connection:
                 with contextlib.suppress(ConnectionError):

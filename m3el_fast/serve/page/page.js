@@ -1,6 +1,6 @@
 // Text from the server or the user becomes text nodes only: never HTML.
 const $ = (id) => document.getElementById(id);
-const COMPONENTS = { text: "text", image: "image", t2v: "text to image", v2t: "image to text" };
+const COMPONENTS = { text: "text", image: "image", t2v: "text → image", v2t: "image → text" };
 let picture = null;
 let server = {}; // as /healthz describes it
 let selection = ""; // in the sentence, when it was last looked at
