@@ -124,7 +124,20 @@ class Quality:
     models: Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
-File = Run | Recall | Quality
+@dataclass(frozen=True)
+class Serving:
+    """A file of ``bench.serve_load``; the first entry of the load is one client's."""
+
+    path: Path
+    date: str
+    machine: Mapping[str, Any]
+    index: str
+    entities: int
+    candidates: int
+    load: tuple[Mapping[str, float], ...]
+
+
+File = Run | Recall | Quality | Serving
 
 
 def load(path: Path) -> File:
@@ -133,7 +146,7 @@ def load(path: Path) -> File:
     Raises:
         InputError: it is none, or broken.
     """
-    expected = "a results file of pytest-benchmark or bench.recall, or quality-*.json"
+    expected = "a results file of pytest-benchmark, bench.recall or bench.serve_load, or quality-*.json"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -145,6 +158,7 @@ def load(path: Path) -> File:
         "benchmarks": _run,
         "curve": _recall,
         "split": _quality,
+        "load": _serving,
     }
     for key, read in readers.items():
         if key in keys:
@@ -232,6 +246,16 @@ def _recall(path: Path, data: dict[str, Any]) -> Recall:
         raise ValueError("expected candidates and seconds in every entry of the curve, and one at least")
     name = f"{data['data']}, {data['split']} split"
     return Recall(path, _date(path), data["machine"], name, data["mentions"], data["entities"], curve)
+
+
+def _serving(path: Path, data: dict[str, Any]) -> Serving:
+    load = tuple({key: _number(value) for key, value in line.items()} for line in data["load"])
+    for line in load:
+        _positive(line["requests/s"]), line["clients"], line["errors"], line["p50 ms"], line["p99 ms"]
+    if not load or load[0]["clients"] != 1:
+        raise ValueError("expected one client in the first entry of the load")
+    entities, candidates = int(_positive(data["entities"])), int(_positive(data["candidates"]))
+    return Serving(path, _date(path), data["machine"], str(data["index"]), entities, candidates, load)
 
 
 def _quality(path: Path, data: dict[str, Any]) -> Quality:

@@ -20,6 +20,7 @@ from bench.report_data import (
     Recall,
     Record,
     Run,
+    Serving,
     goal,
     letter,
     machines,
@@ -28,6 +29,7 @@ from bench.report_data import (
 )
 from bench.report_figures import against_peers, recall, scaling
 from bench.report_roofline import roofline
+from bench.report_serving import serving
 from bench.report_style import STYLE
 from bench.report_text import bytes_text, plain, rate_text, seconds_text, significant
 
@@ -53,6 +55,7 @@ class Page:
             "Roofline": roofline(runs, self.modelled, title),
             "Two-stage recall": recall(recalls),
             "Scaling": scaling(runs),
+            "Serving": serving([file for file in self.files if isinstance(file, Serving)]),
             "Quality": _quality([file for file in self.files if isinstance(file, Quality)]),
             "Machines and versions": _machines(known),
             "Files": _files(self.files, known, bool(self.modelled)),

@@ -23,6 +23,17 @@ MACHINE = {"cpu": "Planted & Sons", "cores": 2, "isa": ["avx2"], "memory_gb": 25
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 EVIL = "<script>alert('x')</script>"
 
+SERVING: dict[str, Any] = {
+    "machine": MACHINE,
+    "index": "planted",
+    "entities": 18_880,
+    "candidates": 100,
+    "load": [
+        {"clients": 1, "errors": 0, "requests/s": 106.9, "p50 ms": 9.24, "p99 ms": 12.7},
+        {"clients": 8, "errors": 0, "requests/s": 349.3, "p50 ms": 22.4, "p99 ms": 31.3},
+    ],
+}
+
 
 def entry(name: str, rate: float | None, **info: Any) -> dict[str, Any]:
     known = {} if rate is None else {"pairs/s": rate, "spread": 0.02, "rounds": 3}
@@ -222,12 +233,28 @@ def test_what_is_no_json_is_refused(tmp_path: Path) -> None:
         load(path)
 
 
+def test_a_load_without_one_client(tmp_path: Path) -> None:
+    path = tmp_path / "serve.json"
+    path.write_text(json.dumps({**SERVING, "load": SERVING["load"][1:]}))
+    with pytest.raises(InputError, match="got expected one client in the first entry of the load"):
+        load(path)
+
+
 def test_page_has_every_section_and_needs_nothing_else(tmp_path: Path) -> None:
     scaled = session(entry("scaled", 5.0, scaling=SCALING))
-    text = page(tmp_path, RANKING, RECALL, QUALITY, GPU, scaled)
+    text = page(tmp_path, RANKING, RECALL, QUALITY, GPU, scaled, SERVING)
     found = Reader(text)
     for expected in (
-        *("Summary", "Against peers", "Roofline", "Two-stage recall", "Scaling", "Quality", "Machines and versions"),
+        *(
+            "Summary",
+            "Against peers",
+            "Roofline",
+            "Two-stage recall",
+            "Scaling",
+            "Serving",
+            "Quality",
+            "Machines and versions",
+        ),
         *(
             "1.23 M pairs/s",
             "31.5 x released eager, tuned malloc",
@@ -245,6 +272,7 @@ def test_page_has_every_section_and_needs_nothing_else(tmp_path: Path) -> None:
             "pytest bench/test_planted.py --benchmark",
             "pytest bench/test_gpu_scan.py --benchmark --scale paper",
         ),
+        *("planted: 18,880 entities (100 candidates, two stages)", "3.27", "31.3"),
         *("python -m bench.recall CHECKPOINT --data DIR", "Machine A", "Machine B", "Machine C"),
     ):
         assert expected in found.text, expected
@@ -257,14 +285,14 @@ def test_page_has_every_section_and_needs_nothing_else(tmp_path: Path) -> None:
 def test_names_are_escaped(tmp_path: Path) -> None:
     scaled = session(entry(EVIL, 5.0, scaling={**SCALING, "axis": EVIL}), entry("b", 1.0, **{f"x {EVIL}": 2.0}))
     quality = {**QUALITY, EVIL: {EVIL: {"hits": {"1": 1.0}, "mrr": 1.0}}}
-    text = page(tmp_path, scaled, RECALL, quality)
+    text = page(tmp_path, scaled, RECALL, quality, {**SERVING, "index": EVIL})
     assert "<script" not in text and "&lt;script&gt;" in text
     Reader(text)
 
 
 def test_empty_sections_say_so(tmp_path: Path) -> None:
     text = page(tmp_path, session())
-    for section in ("against-peers", "roofline", "two-stage-recall", "scaling", "quality"):
+    for section in ("against-peers", "roofline", "two-stage-recall", "scaling", "serving", "quality"):
         body = text.partition(f'<section id="{section}">')[2].partition("</section>")[0]
         assert "not measured" in body, section
     summary = Reader(text.partition('<section id="summary">')[2].partition("</section>")[0]).text
