@@ -123,7 +123,8 @@ def _summary(runs: Sequence[Run], known: Mapping[str, Mapping[str, Any]]) -> str
         bodies.append(f"<tbody>{_group_head('GPU kernels', 'no results of a GPU', command)}{rows}</tbody>")
     return (
         '<p class="note">Median rate; spread is the interquartile range over the median; ratios are to peers (grey) in '
-        "the same session; the limit is computed from counted work and the machine's measured rates; memory is the "
+        "the same session; the limit is computed from counted work and the machine's measured rates (of products: "
+        "torch.matmul's, so that a kernel closer to the processor's peak has more than 100%); memory is the "
         'peak of the process beyond what was there before.</p><div class="card">'
         f'<table class="wide"><thead><tr><th>benchmark</th>{heads}</tr></thead>{"".join(bodies)}</table></div>'
     )

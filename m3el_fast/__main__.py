@@ -6,6 +6,7 @@ import runpy
 import sys
 
 from m3el_fast import __version__
+from m3el_fast.errors import run_command
 
 COMMANDS = {
     "train": "train a model; without arguments, on the generated sample set",
@@ -16,7 +17,7 @@ COMMANDS = {
     "info": "what the native part is and can do on this machine",
     "index": "make an index of a knowledge base, change it, look at it",
     "hub": "put a checkpoint, and its index, on the Hugging Face Hub",
-    "data": "check a data set, or write the sample set",
+    "data": "make a data set of your own files, check one, or write the sample set",
 }
 
 
@@ -25,7 +26,8 @@ def main() -> None:
     arguments = sys.argv[1:]
     if arguments and arguments[0] in COMMANDS:
         sys.argv = [f"m3el {arguments[0]}", *arguments[1:]]
-        runpy.run_module(f"m3el_fast.{arguments[0]}", run_name="__main__", alter_sys=True)
+        module = f"m3el_fast.{arguments[0]}"
+        run_command(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))  # Ctrl-C in its imports, too
         return
     if arguments == ["--version"]:
         print(f"m3el_fast {__version__}")

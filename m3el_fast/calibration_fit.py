@@ -105,7 +105,7 @@ def threshold(probability: Tensor, right: Tensor, nil: Tensor) -> float:
     # with the c least probable ones dropped: those of them without an answer, and the right ones among the others
     dropped = torch.cat([torch.zeros(1, dtype=torch.int64), nil[order].long().cumsum(0)])
     kept = right.sum() - torch.cat([torch.zeros(1, dtype=torch.int64), right[order].long().cumsum(0)])
-    possible = torch.cat([torch.tensor([True]), ascending.diff() > 0, torch.tensor([True])])
+    possible = torch.cat([torch.tensor([True]), ascending.diff() > 0, ascending[-1:] < 1])  # no threshold is above 1
     gained = torch.where(possible, dropped + kept, -1)
     count = int(gained.argmax())
     if count == 0:

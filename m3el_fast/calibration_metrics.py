@@ -28,13 +28,18 @@ class NilMetrics:
 
     Attributes:
         threshold: of the best entity's probability.
-        mentions: without an answer; precision, recall, f1: of leaving mentions without an entity; 0 where a share is
-            of nothing.
+        mentions: without an answer.
+        dropped: left without an entity; found: those of them that have no answer; lost: those whose best entity is the
+            answer.
+        precision, recall, f1: of leaving mentions without an entity; 0 where a share is of nothing.
         accuracy: share of all mentions that are treated rightly: linked to their answer or, without one, not linked.
     """
 
     threshold: float
     mentions: int
+    dropped: int
+    found: int
+    lost: int
     precision: float
     recall: float
     f1: float
@@ -51,7 +56,7 @@ class CalibrationMetrics:
         nll: mean negative log of the probability of the answer, or of NIL where there is none.
         ece: expected calibration error over :data:`BINS` bins of equal mass.
         bins: of ascending confidence.
-        nil: None without a threshold, or where every mention has an answer.
+        nil: None without a threshold.
     """
 
     mentions: int
@@ -66,15 +71,18 @@ class CalibrationMetrics:
         return asdict(self)
 
     def describe(self) -> str:
-        """A line or two for a command's output."""
+        """A line or two for a command's output; precision, recall and F1 only where mentions have no answer."""
         head = f"calibration: ECE {self.ece:.4f}, NLL {self.nll:.4f}, mean probability {self.confidence:.4f}"
         head += f", right {self.accuracy:.4f} ({self.mentions} mentions)"
         if self.nil is None:
             return head
         nil = self.nil
-        scores = f"precision {nil.precision:.4f}, recall {nil.recall:.4f}, F1 {nil.f1:.4f}"
-        share = f"{nil.accuracy:.4f} of all treated rightly"
-        return f"{head}\nno entity below {nil.threshold:.4f}: {scores} ({nil.mentions} mentions without one); {share}"
+        found = f", {nil.found} of the {nil.mentions} without an answer" if nil.mentions else ""
+        scores = f"precision {nil.precision:.4f}, recall {nil.recall:.4f}, F1 {nil.f1:.4f}; " if nil.mentions else ""
+        return (
+            f"{head}\nno entity below {nil.threshold:.4f}: {nil.dropped} mentions{found}, {nil.lost} whose best entity "
+            f"is the answer; {scores}{nil.accuracy:.4f} of all treated rightly"
+        )
 
 
 def calibration_metrics(evidence: Evidence, calibration: Calibration, threshold: float | None) -> CalibrationMetrics:
@@ -86,9 +94,7 @@ def calibration_metrics(evidence: Evidence, calibration: Calibration, threshold:
     """
     log_partition = evidence.log_partition[:, 0]
     probability = calibration.probability(evidence.best, log_partition)
-    nil = None
-    if threshold is not None and evidence.nil.any():
-        nil = nil_metrics(probability, evidence.right, evidence.nil, threshold)
+    nil = None if threshold is None else nil_metrics(probability, evidence.right, evidence.nil, threshold)
     total = calibration.total(log_partition)
     likely = evidence.gold / calibration.temperature - total
     if calibration.nil_score is None:
@@ -127,8 +133,15 @@ def expected_error(bins: list[Bin]) -> float:
 def nil_metrics(probability: Tensor, right: Tensor, nil: Tensor, threshold: float) -> NilMetrics:
     """Of dropping best entities less probable than ``threshold``; all tensors [M]."""
     dropped = probability < threshold
-    hits = int((dropped & nil).sum())
-    precision, recall = hits / max(1, int(dropped.sum())), hits / max(1, int(nil.sum()))
-    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
-    accuracy = float(torch.where(nil, dropped, right & ~dropped).double().mean())
-    return NilMetrics(threshold, int(nil.sum()), precision, recall, f1, accuracy)
+    mentions, left, found = int(nil.sum()), int(dropped.sum()), int((dropped & nil).sum())
+    return NilMetrics(
+        threshold=threshold,
+        mentions=mentions,
+        dropped=left,
+        found=found,
+        lost=int((dropped & right).sum()),
+        precision=found / max(1, left),
+        recall=found / max(1, mentions),
+        f1=2 * found / max(1, left + mentions),
+        accuracy=float(torch.where(nil, dropped, right & ~dropped).double().mean()),
+    )

@@ -22,7 +22,7 @@ class InputError(ValueError):
         super().__init__(f"{where}: expected {expected}, got {got}" + (f". {hint}" if hint else ""))
 
 
-def run_command(main: Callable[[], None]) -> None:
+def run_command(main: Callable[[], object]) -> None:
     """Run a command's ``main``; an :class:`InputError` ends it with one line on stderr and exit status 2."""
     try:
         main()

@@ -25,14 +25,14 @@ def replace_folder(target: Path) -> Iterator[Path]:
         new, old = Path(place, "new"), Path(place, "old")
         new.mkdir()
         yield new
-        if not target.exists():
+        if not os.path.lexists(target):
             os.replace(new, target)
         elif not _exchange(new, target):
             try:
                 os.replace(target, old)
                 os.replace(new, target)
             except BaseException:
-                if not target.exists():
+                if not os.path.lexists(target):
                     os.replace(old, target)
                 raise
 

@@ -35,7 +35,11 @@ def download(name: str, with_index: bool, **options: Any) -> Path:
     try:
         return Path(snapshot_download(name, **patterns, **options))
     except _FAILURES as error:
-        got = f"no such folder, and the Hub says: {_said(error)}"
+        unreached = error.__cause__ or error  # of what is not in the cache either
+        if isinstance(unreached, ConnectionFailure) and not isinstance(error, HfHubHTTPError):
+            got = f"no such folder, none in the cache, and no connection to {constants.ENDPOINT}: {_said(unreached)}"
+        else:
+            got = f"no such folder, and the Hub says: {_said(error)}"
         raise InputError(name, "a checkpoint folder or a Hub name", got) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 from collections.abc import Iterator
 
@@ -17,11 +18,25 @@ def main(argv: list[str] | None = None) -> None:
     argparse.ArgumentParser(prog="m3el info", description="What the kernels are and can do here.").parse_args(argv)
     print(f"m3el_fast {m3el_fast.__version__}, Python {platform.python_version()}, {platform.machine()}")
     print(native_report())
+    if forced := forced_level():
+        print(forced)
     print(gpu.report())
     print(f"torch's CUDA: {torch.version.cuda or 'none, this torch is for CPUs'}")
     print("\n".join(devices()) or "CUDA devices: none visible")
     for name, obstacle in backends().items():
         print(f"backend {name}: {f'not available: {obstacle}' if obstacle else 'available'}")
+
+
+def forced_level() -> str:
+    """What M3EL_CPU_ISA makes of the CPU kernels, or why it cannot; empty where it is not set."""
+    level = os.environ.get("M3EL_CPU_ISA")
+    if not level or native.MISSING:
+        return ""
+    try:
+        native.scan_precision()
+    except RuntimeError as error:
+        return str(error)
+    return f"isa in force: {level}, by M3EL_CPU_ISA"
 
 
 def devices() -> Iterator[str]:

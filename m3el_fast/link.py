@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,8 +137,9 @@ class Linker:
 
         Args:
             mentions: mappings with ``mention`` (the name as it stands in the text), ``sentence`` and, if there is one,
-                ``image`` (a path); ``candidates`` (ids of entities) limits the choice to them. ``id``, ``answer`` and
-                ``split`` are not looked at, and other fields are refused.
+                ``image`` (a path; one that cannot be read counts as none, with a warning); ``candidates`` (ids of
+                entities) limits the choice to them. ``id``, ``answer`` and ``split`` are not looked at, and other
+                fields are refused.
             k: how many.
             candidates: for each mention the ids to choose from, in place of the mappings' own, None = all entities; or
                 a number of at least k: for mentions without ids of their own, reranked are so many entities with the
@@ -172,7 +174,10 @@ class Linker:
                 for record, own in zip(mentions, candidates, strict=True)
             ]
         requests = [parse_request(record, f"mentions, record {i}") for i, record in enumerate(mentions, 1)]
-        return [Links(links, threshold) for links in self._link(requests, k, number)[0]]
+        found, images = self._link(requests, k, number)
+        if lost := images.summary():
+            warnings.warn(lost, stacklevel=2)
+        return [Links(links, threshold) for links in found]
 
     def _link(
         self, requests: list[Request], k: int, candidates: int | None

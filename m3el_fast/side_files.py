@@ -37,4 +37,5 @@ class SideFile(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"{path}, key {key}" if key else path, cls.content, first["msg"]) from None
+            hint = "A newer version may have written it; without the file the checkpoint works, too"
+            raise InputError(f"{path}, key {key}" if key else path, cls.content, first["msg"], hint) from None

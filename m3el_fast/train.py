@@ -28,14 +28,15 @@ from m3el_fast.encoder import Encoder
 from m3el_fast.errors import InputError, run_command
 from m3el_fast.evaluate import ROW_NAMES
 from m3el_fast.evaluate_answers import unanswered
-from m3el_fast.files import replace_file
+from m3el_fast.files import replace_file, require_file_target
 from m3el_fast.frozen import freeze
 from m3el_fast.hub_results import data_name
 from m3el_fast.metrics import Metrics, table
-from m3el_fast.models import MELModel, build_model, load_model
+from m3el_fast.models import CONFIG_FILE, MELModel, build_model, load_model
 from m3el_fast.ops.build import native_report
 from m3el_fast.scorer import Scorer
 from m3el_fast.trainer import (
+    ANOTHER_OUTPUT,
     CHECKPOINT,
     Interrupted,
     Trainer,
@@ -48,7 +49,9 @@ from m3el_fast.trainer import (
 
 RESULTS_FILE = "results.json"
 EXAMPLES_FILE = "examples.jsonl"
+DATA = "data"
 UNTRAINED = "untrained"
+SAMPLE = "sample"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         description="Train M3EL or MIMIC. Without arguments: a small M3EL on a generated sample data set.",
     )
     presets = ", ".join(preset_names())
-    parser.add_argument("--config", default="sample", metavar="NAME|FILE", help=f"YAML file or preset: {presets}")
+    parser.add_argument("--config", default=SAMPLE, metavar="NAME|FILE", help=f"YAML file or preset: {presets}")
     parser.add_argument("--data", metavar="DIR", help="data set in the MIMIC layout")
     parser.add_argument("--output", metavar="DIR", help="run folder (default: runs/NAME); an unfinished run resumes")
     parser.add_argument(
@@ -77,28 +80,40 @@ def main(argv: list[str] | None = None) -> None:
         overrides["train.freeze_encoder"] = True
     if args.strict_images:
         overrides["data.strict_images"] = True
-    train(RunConfig.parse(_override(values, overrides), args.config), output)
+    config = RunConfig.parse(_override(values, overrides), args.config)
+    if config.data.dir is None and args.config in preset_names() and args.config != SAMPLE:
+        hint = f"Only the preset {SAMPLE} makes its own"
+        raise InputError("--data", f"the folder of a data set to train {args.config} on", "none", hint)
+    train(config, output)
 
 
 def train(config: RunConfig, output: Path) -> None:
     """Train to the end (or go on where an earlier call stopped), test the best checkpoint, print and save the table.
 
     Raises:
-        InputError: configuration or data cannot be used, or ``output`` holds a run with another configuration.
+        InputError: configuration or data cannot be used, or ``output`` cannot be written or holds a run with another
+            configuration.
     """
     started = time.monotonic()
     if output.exists() and not output.is_dir():
         raise InputError(output, "a run folder", "a file")
+    generated = config.data.dir is None
+    config = _with_data(config, output)
     if (output / RESULTS_FILE).exists():
+        if RunConfig.load(output / CHECKPOINT / CONFIG_FILE) != config:
+            raise InputError(output, "a run with this configuration", "a finished one with another", ANOTHER_OUTPUT)
         print(f"{output} holds a finished run (remove it, or give another --output, to train again)")
         _show((output / RESULTS_FILE), output)
         return
+    require_file_target(output / RESULTS_FILE)
     accelerator = make_accelerator(config.train)
     set_seed(config.train.seed)
     with accelerator.main_process_first():
-        config = _with_data(config, output)
         assert config.data.dir is not None
         folder = Path(config.data.dir)
+        if generated and not folder.exists():
+            print(f"generating the sample data set in {output / DATA}")
+            write_sample(folder)
         model = make_model(config)
         main = accelerator.is_main_process
         data = load_dataset(config.data, folder, model.encoder, ["train", "dev", "test"], progress=main)
@@ -130,14 +145,11 @@ def make_model(config: RunConfig) -> MELModel:
 
 
 def _with_data(config: RunConfig, output: Path) -> RunConfig:
-    """The configuration with a data folder; the sample set is generated where none is named."""
+    """The configuration with a data folder; where none is named it is that of a generated sample set."""
     if config.data.dir is not None:
         return config
-    folder = output / "data"
-    if not folder.exists():
-        print(f"generating the sample data set in {folder}")
-        write_sample(folder)
-    return config.model_copy(update={"data": config.data.model_copy(update={"dir": str(folder.resolve())})})
+    folder = str((output / DATA).resolve())
+    return config.model_copy(update={"data": config.data.model_copy(update={"dir": folder})})
 
 
 def _tokenizer(config: RunConfig, folder: Path) -> PreTrainedTokenizerBase | None:

@@ -34,6 +34,7 @@ from m3el_fast.models import MELModel
 from m3el_fast.scorer import Scorer
 
 STATE_FILE = "state.pt"
+ANOTHER_OUTPUT = "Give another --output, or remove the folder"
 CHECKPOINT = "checkpoint"
 
 _SAVE_SECONDS = 300.0
@@ -239,8 +240,8 @@ class Trainer:
             return
         state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
         if state["config"] != self.config.dump():
-            hint = "Give another --output, or remove the folder"
-            raise InputError(path, "the state of a run with this configuration", "another configuration's", hint)
+            expected, got = "the state of a run with this configuration", "another configuration's"
+            raise InputError(path, expected, got, ANOTHER_OUTPUT)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"].cpu())

@@ -134,7 +134,7 @@ def test_the_threshold_is_the_best_of_all() -> None:
     generator = torch.Generator().manual_seed(3)
     for count in (1, 2, 5, 40):
         for _ in range(30):
-            probability = torch.randint(0, 6, (count,), generator=generator).double() / 7  # many ties
+            probability = torch.randint(0, 6, (count,), generator=generator).double() / 5  # many ties, also at 1
             nil = torch.rand(count, generator=generator) < 0.4
             right = (torch.rand(count, generator=generator) < 0.6) & ~nil
 
@@ -142,9 +142,9 @@ def test_the_threshold_is_the_best_of_all() -> None:
                 return int(torch.where(nil, probability < at, right & (probability >= at)).sum())
 
             found = threshold(probability, right, nil)
-            gained = [treated(at / 14) for at in range(15)]
+            gained = [treated(at / 10) for at in range(11)]
             assert treated(found) == max(gained)
-            lowest = gained.index(max(gained)) / 14  # of the thresholds that are as good
+            lowest = gained.index(max(gained)) / 10  # of the thresholds that are as good
             assert (probability < found).equal(probability < lowest)
             assert 0 <= found <= 1
 
@@ -182,10 +182,12 @@ def test_nil_metrics_by_hand() -> None:
     right = torch.tensor([True, False, False, True, False, False])
     found = nil_metrics(probability, right, nil, 0.4)  # dropped: the third, fourth and fifth, not the second
     assert (found.mentions, found.threshold) == (3, 0.4)
+    assert (found.dropped, found.found, found.lost) == (3, 1, 1)
     assert (found.precision, found.recall, found.f1) == pytest.approx((1 / 3, 1 / 3, 1 / 3))
     assert found.accuracy == pytest.approx(2 / 6)
     none = nil_metrics(probability, right, nil, 0.0)
     assert (none.precision, none.recall, none.f1, none.accuracy) == (0, 0, 0, pytest.approx(2 / 6))
+    assert (none.dropped, none.found, none.lost) == (0, 0, 0)
 
 
 def test_mentions_without_an_answer_count_where_nil_has_a_probability() -> None:
@@ -208,7 +210,22 @@ def test_mentions_without_an_answer_count_where_nil_has_a_probability() -> None:
     assert found.nll == pytest.approx(-float((2 - total[0]) + (1 - total[1])) / 2)
     assert found.nil is not None
     assert (found.nil.f1, found.nil.accuracy) == (1.0, 1.0)
-    assert "1 mentions without one" in found.describe() and "nil" in found.record()
+    said = (
+        "0.5000: 1 mentions, 1 of the 1 without an answer, 0 whose best entity is the answer; precision 1.0000, recall "
+    )
+    assert said in found.describe() and "nil" in found.record()
+
+
+def test_a_threshold_is_measured_also_where_every_mention_has_an_answer() -> None:
+    gold = torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64)
+    logs = torch.tensor([2.0, 2.0, 3.0], dtype=torch.float64)
+    evidence = Evidence(gold, gold, torch.tensor([True, True, False]), logs[:, None])
+    one = Calibration(temperature=1.0, nil_score=None, nil_threshold=None, data="D", entities=2, mentions=2, nil=0)
+    found = calibration_metrics(evidence, one, 0.5)  # probabilities: 1, 1 / e, 1 / e^2
+    assert found.nil is not None
+    assert (found.nil.mentions, found.nil.dropped, found.nil.found, found.nil.lost) == (0, 2, 0, 1)
+    last = "no entity below 0.5000: 2 mentions, 1 whose best entity is the answer; 0.3333 of all treated rightly"
+    assert found.describe().splitlines()[1] == last
 
 
 def test_probabilities_of_all_there_is_sum_to_one() -> None:
@@ -252,7 +269,10 @@ BAD = {
 @pytest.mark.parametrize(("content", "where"), BAD.values(), ids=BAD)
 def test_a_file_that_is_something_else(content: str, where: str, tmp_path: Path) -> None:
     (tmp_path / CALIBRATION_FILE).write_text(content)
-    with pytest.raises(InputError, match=f"{CALIBRATION_FILE}{where}: expected a calibration as m3el_fast writes it"):
+    message = (
+        rf"{CALIBRATION_FILE}{where}: expected a calibration as m3el_fast writes it, got .+\. A newer version may "
+    )
+    with pytest.raises(InputError, match=message):
         Calibration.read(tmp_path)
 
 

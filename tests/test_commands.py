@@ -22,7 +22,9 @@ from m3el_fast.errors import run_command
 from m3el_fast.evaluate import ROW_NAMES
 from m3el_fast.evaluate import main as evaluate
 from m3el_fast.index import EntityIndex
+from m3el_fast.info import forced_level
 from m3el_fast.models import load_model
+from m3el_fast.ops import native
 from m3el_fast.train import main as train
 from tiny import tiny_config
 from trained import Trained, failure, trained_in
@@ -252,6 +254,10 @@ def test_train_refuses_configurations(tmp_path: Path, capsys: pytest.CaptureFixt
     ):
         config.write_text(content)
         assert failure(train, ["--config", str(config), "--output", str(output)], capsys) == message
+    message = failure(train, ["--output", "/proc/no-run"], capsys)
+    assert message.startswith("/proc/no-run/results.json: expected a file that can be written, got ")
+    message = failure(train, ["--config", "wikimel", "--output", str(output)], capsys)
+    assert message.startswith("--data: expected the folder of a data set to train wikimel on, got none. Only ")
     message = failure(train, ["--config", "wikimell", "--output", str(output)], capsys)
     assert message.startswith("wikimell: expected a YAML file or one of the presets ")
     assert "wikimel, " in message
@@ -317,6 +323,17 @@ def test_every_command_is_there(
         dispatch(monkeypatch, command, "--help")
     assert end.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: m3el {command} ")
+
+
+@pytest.mark.skipif(bool(native.MISSING), reason="needs the native extension")
+def test_info_names_the_instruction_set_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    for level, said in (
+        ("scalar", "isa in force: scalar, by M3EL_CPU_ISA"),
+        ("sse", "M3EL_CPU_ISA: expected scalar, avx2, avx512, avx512bf16 or amx, got sse"),
+        ("", ""),
+    ):
+        monkeypatch.setenv("M3EL_CPU_ISA", level)
+        assert forced_level() == said
 
 
 def test_the_dispatcher_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

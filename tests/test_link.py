@@ -278,6 +278,9 @@ def test_unusable_images_of_mentions_are_counted(
     (without,) = linker.link([{**MENTIONS[0], "image": None}], k=4)
     assert same(written[0]["links"], without)
     assert same(written[4]["links"], without)
+    with pytest.warns(UserWarning, match=f"^1 of 1 images unreadable, {problem}$"):
+        (found,) = linker.link([{**MENTIONS[0], "image": work / "red.jpg"}], k=4)
+    assert same(found, without)
 
 
 def test_unusable_images_of_entities_are_counted(

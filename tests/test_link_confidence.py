@@ -204,7 +204,11 @@ def test_evaluation_measures_it(trained: Trained, tmp_path: Path, capsys: pytest
     assert found["ece"] == pytest.approx(sum(gaps) / 26)
     assert (found["nil"]["threshold"], found["nil"]["mentions"]) == (0.05, 2)
     nil = found["nil"]
-    assert f"no entity below 0.0500: precision {nil['precision']:.4f}, recall {nil['recall']:.4f}, F1 " in printed
+    said = (
+        f"no entity below 0.0500: {nil['dropped']} mentions, {nil['found']} of the 2 without an answer, {nil['lost']} "
+    )
+    assert said in printed
+    assert f"answer; precision {nil['precision']:.4f}, recall {nil['recall']:.4f}, F1 {nil['f1']:.4f}; " in printed
 
 
 # -- the how-to pages -------------------------------------------------------------------------------------------------

@@ -216,6 +216,15 @@ def test_a_hub_name_while_offline(error: Exception, monkeypatch: pytest.MonkeyPa
         )
 
 
+def test_a_hub_name_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(name: str, **kwargs: object) -> str:
+        raise LocalEntryNotFoundError("Got: ConnectError") from hub_transfer.ConnectionFailure("no route")
+
+    monkeypatch.setattr(hub_transfer, "snapshot_download", download)
+    with pytest.raises(InputError, match=r"none in the cache, and no connection to https://huggingface\.co: no route$"):
+        load_model("someone/model")
+
+
 def test_huggingface_hubs_own_offline_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"someone/model: expected .*, got no such folder, and the Hub says: Cannot"):

@@ -155,6 +155,8 @@ def test_a_finished_run_is_shown_again_not_trained_again(
     capsys.readouterr()
     train(tiny_config(data), tmp_path / "run")
     assert "holds a finished run" in capsys.readouterr().out
+    with pytest.raises(InputError, match="run with this configuration, got a finished one with another"):
+        train(tiny_config(data, lr=0.5), tmp_path / "run")
     assert (tmp_path / "run" / "state.pt").stat().st_mtime_ns == before
 
 
@@ -186,8 +188,9 @@ EVERY_FORM = """
 import sys
 from accelerate import Accelerator
 from m3el_fast.train import main
-Accelerator.end_training = lambda self: None  # the processes stay connected
-for name in sys.argv[1:]:
+end, names = Accelerator.end_training, sys.argv[1:]
+for name in names:  # the processes stay connected until the last run ends
+    Accelerator.end_training = end if name == names[-1] else lambda self: None
     main(["--config", f"{name}.yaml", "--output", f"two-{name}"])
 """
 

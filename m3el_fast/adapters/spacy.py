@@ -164,7 +164,8 @@ class M3ELLinker(Pipe):
             raise InputError(f"{self.name}, key checkpoint", "a checkpoint folder or Hub name", "none", hint)
         device = self.settings.device
         linker = Linker.from_pretrained(places.checkpoint, places.kb, index=places.index, device=device)
-        _warn(linker.images.summary())
+        if lost := linker.images.summary():
+            warnings.warn(f"{self.name}: {lost}", stacklevel=2)
         self._linker, self._places = linker, Places(places.checkpoint, str(linker.index.path), None)
         return linker
 
@@ -224,16 +225,8 @@ class M3ELLinker(Pipe):
         if not mentions:
             return
         links = self.linker.link([one.mention for one in mentions], self.settings.k, self.settings.candidates)
-        self._warn_of_images(mentions)
         for one, found in zip(mentions, links, strict=True):
             write_links(one.span, found, self.settings.threshold)
-
-    def _warn_of_images(self, mentions: list[LinkedSpan]) -> None:
-        from m3el_fast.dataset import open_images
-
-        paths = [Path(one.mention["image"]) for one in mentions if one.mention["image"]]
-        if paths:  # decoded just now: this looks them up
-            _warn(open_images(paths, self.linker.model.encoder, False, False).report.summary())
 
     # -- what spaCy asks of a component -------------------------------------------------------------------------------
 
@@ -298,8 +291,3 @@ class M3ELLinker(Pipe):
         self.from_disk(folder.name, exclude=exclude)
         self._folder = folder  # removed with the component
         return self
-
-
-def _warn(summary: str) -> None:
-    if summary:
-        warnings.warn(f"m3el_linker: {summary}", stacklevel=2)

@@ -79,6 +79,7 @@ def _import(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         seed=args.seed,
         progress=True,
     )
+    print(f"data set written to {args.folder}")
     for line in found.warnings():
         print(line)
     _check(args.folder, "attr", files or (() if mentions is None else get_args(Split)))

@@ -55,7 +55,8 @@ class ImageCache:
             progress: show a progress bar while decoding.
 
         Raises:
-            InputError: too little disk space, a damaged cache, or (``strict``) an image that cannot be used.
+            InputError: too little disk space, a cache that is damaged or cannot be written, or (``strict``) an image
+                that cannot be used.
         """
         store = Store(folder / f"v{_FORMAT}-{size}px", size)
         files, outcomes = look(paths, store.home)

@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import sqlite3
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -112,8 +113,13 @@ class Store:
         """One builder at a time; the lock ends with its process. Creates what is not there yet."""
         try:
             self.home.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.home):
+                pass
         except (FileExistsError, NotADirectoryError):
             raise InputError(self.home, "a folder for the image cache", "a file in its place") from None
+        except OSError as error:
+            got, hint = error.strerror or error, "The environment variable M3EL_CACHE puts it elsewhere"
+            raise InputError(self.home, "a folder for the image cache that can be written", got, hint) from None
         with FileLock(self.home / "lock"):
             if not self.index_path.exists():
                 fresh = self.home / "index.sqlite.new"

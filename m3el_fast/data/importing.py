@@ -210,7 +210,7 @@ def _place_images(
 ) -> None:
     """Put each source into a new folder under a name; what is not there or cannot be read is counted."""
     folder.mkdir()
-    for source, name in tqdm(sources, "images", count, unit="image", disable=not progress, leave=False):
+    for source, name in tqdm(sources, "images", count, unit="image", disable=not (progress and count), leave=False):
         report.add(source, _place(source, folder / name))
 
 

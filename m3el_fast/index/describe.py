@@ -24,10 +24,14 @@ def describe(index: IndexVersion) -> str:
         "entity": _rows(layout.item),
         "image": _rows(layout.visual),
         "coarse": ", ".join(f"{part.name} {part.stop - part.start}" for part in layout.parts) or "none",
-        "disk": f"{sum(file.bytes for file in manifest.files) / 1e9:.3f} GB, {bytes_per_entity(index):,.0f} bytes "
+        "disk": f"{_size(sum(file.bytes for file in manifest.files))}, {bytes_per_entity(index):,.0f} bytes "
         f"an entity ({layout.item_bytes():,} each and {layout.visual_bytes():,} an image)",
     }
     return "\n".join(f"{name:9} {text}" for name, text in lines.items())
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def _rows(rows: dict[str, Row]) -> str:

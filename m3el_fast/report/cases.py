@@ -34,7 +34,7 @@ def _case(number: int, miss: Miss, total: int) -> str:
     return (
         f'<article class="case" aria-labelledby="case-{number}"><header>'
         f'<h3 id="case-{number}"><span class="soft">{number} of {total}</span> <bdi>{name}</bdi></h3>'
-        f'<p class="rank">answer at rank <b>{rank}</b></p></header>'
+        f'<p class="rank">answer at rank <b>{rank}</b>{", linked to nothing" if miss.dropped else ""}</p></header>'
         f'<div class="asked">{_picture(picture(images, "mention"), "Picture of the mention")}'
         f'<p dir="auto">{marked(mention.sentence, mention.name)}</p></div>'
         f"<h4>Answer</h4>{_choice(miss.gold, '', low, high)}<h4>Best entities</h4>"

@@ -83,12 +83,17 @@ class Choice:
 
 @dataclass(frozen=True)
 class Miss:
-    """A mention whose answer is not the best entity: its rank, the answer, and the best entities."""
+    """A mention whose answer is not the best entity: its rank, the answer, and the best entities.
+
+    Attributes:
+        dropped: the best entity is less probable than the NIL threshold: the mention is linked to nothing.
+    """
 
     mention: Mention
     rank: float
     gold: Choice
     best: Sequence[Choice]
+    dropped: bool
 
 
 def entities_in(folder: Path, config: DataConfig) -> dict[str, Entity]:
@@ -99,7 +104,7 @@ def entities_in(folder: Path, config: DataConfig) -> dict[str, Entity]:
 
 
 def rank_histogram(ranks: Tensor) -> list[tuple[str, int]]:
-    """How many of the ranks [M] are in each of some ranges; one between two places (a tie) counts as the lower."""
+    """How many of the ranks [M] are in each of some ranges; one between two places (a tie) counts as the worse."""
     ends = torch.tensor(_RANKS, dtype=torch.float64)
     counts = torch.bucketize(ranks.double(), ends).bincount(minlength=len(_RANKS) + 1).tolist()
     return list(zip(_ranges(_RANKS, 1), counts, strict=True))
@@ -168,7 +173,9 @@ def _miss(report: Report, number: int) -> Miss:
         scores = {name: float(score[number, place]) for name, score in answers.top.scores.items()}
         best.append(_choice(report, number, row, scores, row == gold))
     mention, rank = report.split.mentions[number], float(answers.ranks["union"][number])
-    return Miss(mention, rank, _choice(report, number, gold, own, True), best)
+    nil, probability = None if report.trust is None else report.trust.nil, best[0].probability
+    dropped = nil is not None and probability is not None and probability < nil.threshold
+    return Miss(mention, rank, _choice(report, number, gold, own, True), best, dropped)
 
 
 def _choice(report: Report, number: int, row: int, scores: Mapping[str, float], right: bool) -> Choice:

@@ -49,7 +49,7 @@ def _tiles(report: Report) -> str:
     tiles = {"Hits@1": f"{full.hits[1]:.1%}", "Hits@10": f"{full.hits[10]:.1%}", "MRR": f"{full.mrr:.3f}"}
     if report.trust is not None:
         tiles["ECE"] = f"{report.trust.ece:.3f}"
-        if report.trust.nil is not None:
+        if report.trust.nil is not None and report.trust.nil.mentions:
             tiles["F1 of NIL"] = f"{report.trust.nil.f1:.3f}"
     body = "".join(f"<div><dt>{escape(name)}</dt><dd>{value}</dd></div>" for name, value in tiles.items())
     return f'<dl class="tiles">{body}</dl>'
@@ -74,7 +74,7 @@ def _ranks(report: Report) -> str:
     found = rank_histogram(report.answers.ranks["union"])
     return (
         "<p>Rank 1 is the best entity. Entities with the same score count half, and a rank between two places counts "
-        f'as the lower one.</p><div class="card">{histogram(found)}</div>'
+        f'as the worse one.</p><div class="card">{histogram(found)}</div>'
     )
 
 
@@ -94,12 +94,17 @@ def _calibration(report: Report) -> str:
         nil = trust.nil
         facts |= {
             "NIL threshold: no link below it": f"{nil.threshold:.4f}",
-            "mentions without an answer (NIL)": f"{nil.mentions:,}",
-            "precision of NIL": f"{nil.precision:.4f}",
-            "recall of NIL": f"{nil.recall:.4f}",
-            "F1 of NIL": f"{nil.f1:.4f}",
-            "share of all mentions treated rightly": f"{nil.accuracy:.4f}",
+            "mentions linked to nothing": f"{nil.dropped:,}",
+            "of them without an answer (NIL)": f"{nil.found:,} of {nil.mentions:,}",
+            "of them with the answer as best entity": f"{nil.lost:,}",
         }
+        if nil.mentions:
+            facts |= {
+                "precision of NIL": f"{nil.precision:.4f}",
+                "recall of NIL": f"{nil.recall:.4f}",
+                "F1 of NIL": f"{nil.f1:.4f}",
+            }
+        facts["share of all mentions treated rightly"] = f"{nil.accuracy:.4f}"
     table = "".join(f'<tr><th scope="row">{escape(k)}</th><td class="n">{v}</td></tr>' for k, v in facts.items())
     return (
         f"<p>A softmax of score / {calibration.temperature:.4g}, fitted to {calibration.mentions:,} dev mentions of "
@@ -131,8 +136,11 @@ def _misses(report: Report) -> str:
     if not found:
         return "<p>There are none: every answer is at rank 1.</p>"
     best = min(SHOWN, len(report.index))
+    which = "All" if len(found) == total else f"{len(found)} of"
+    dropped = " Linked to nothing: the best entity is less probable than the NIL threshold."
     return (
-        f"<p>{len(found)} of {total:,} mentions whose answer is not at rank 1: those whose answer is ranked lowest, "
-        f"each with the {best} best entities. Bars are the scores of the components, on one scale for a mention.</p>"
+        f"<p>{which} {total:,} mentions whose answer is not at rank 1, those first whose answer is ranked lowest, "
+        f"each with the {best} best entities. Bars are the scores of the components, on one scale for a mention."
+        f"{dropped if any(miss.dropped for miss in found) else ''}</p>"
         f"{cases(found)}"
     )

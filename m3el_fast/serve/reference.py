@@ -21,7 +21,8 @@ def reference_page(schema: Json) -> str:
     models = [_model(name, model) for name, model in sorted(schema["components"]["schemas"].items())]
     title = escape(f"{schema['info']['title']} {schema['info']['version']}")
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>API of ' + title + "</title>"
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<link rel="icon" href="data:,"><title>API of {title}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="stylesheet" href="page.css">'
         f'</head><body><main class="reference"><h1>{title}</h1>{_text(schema["info"]["description"])}'
         '<p><a href="./">Try it</a> · <a href="openapi.json">openapi.json</a></p>'

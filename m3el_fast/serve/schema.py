@@ -97,11 +97,11 @@ class LinkOut(BaseModel):
         json_schema_extra={
             "examples": [
                 {
-                    "id": "Q1372",
+                    "id": "Q2249",
                     "name": "Wenlow",
-                    "score": 21.4,
-                    "probability": 0.94,
-                    "components": {"text": 9.1, "image": 4.2, "t2v": 4.0, "v2t": 4.1},
+                    "score": 52.6,
+                    "probability": 0.91,
+                    "components": {"text": 64.2, "image": 34.9, "t2v": 54.8, "v2t": 62.4},
                 }
             ]
         },
@@ -129,7 +129,7 @@ class EntityOut(BaseModel):
     name: str
     attr: str | None = Field(description="The short description.")
     desc: str | None = Field(description="The long description.")
-    image: str | None = Field(description="Address of the picture.", examples=["/entities/Q1372/image"])
+    image: str | None = Field(description="Address of the picture.", examples=["/entities/Q2249/image"])
 
 
 class IndexOut(BaseModel):

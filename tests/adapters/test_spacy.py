@@ -201,7 +201,7 @@ def test_an_image_that_is_not_there(folders: Folders) -> None:
     nlp = pipeline(folders.config)
     doc = nlp.make_doc(TEXT)
     doc._.image = "nowhere.jpg"
-    with pytest.warns(UserWarning, match=r"m3el_linker: 1 of 1 images missing, first: nowhere\.jpg"):
+    with pytest.warns(UserWarning, match=r"^1 of 1 images missing, first: nowhere\.jpg"):
         nlp(doc)
     assert linked(doc) == linked(nlp(TEXT))
 

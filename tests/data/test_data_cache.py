@@ -244,6 +244,15 @@ def test_damaged_cache(tmp_path: Path) -> None:
         build(paths, tmp_path / "cache")
 
 
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(**arguments: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
+    with pytest.raises(InputError, match=r"that can be written, got Permission denied\. The .* M3EL_CACHE puts it"):
+        build(write_images(tmp_path / "images", 1), tmp_path / "cache")
+
+
 def test_file_in_place_of_the_folder(tmp_path: Path) -> None:
     paths = write_images(tmp_path / "images", 1)
     (tmp_path / "cache").write_text("x")
@@ -281,6 +290,15 @@ def test_goes_on_after_a_kill(tmp_path: Path, decoded: list[int]) -> None:
     assert killed.returncode == -9
     check(build(paths, tmp_path / "cache"), paths)
     assert len(decoded) == 3  # two chunks of four were finished
+
+
+def test_pixels_that_no_index_names_are_written_over(tmp_path: Path) -> None:
+    """A build that was killed before its commit has left them: a row, and a part of the next."""
+    paths = write_images(tmp_path / "images", 3)
+    build(paths[:2], tmp_path / "cache")
+    with (tmp_path / "cache" / HOME / "pixels").open("ab") as pixels:
+        pixels.write(b"\xff" * 1000)
+    check(build(paths, tmp_path / "cache"), paths)
 
 
 def test_two_processes_at_once(tmp_path: Path) -> None:

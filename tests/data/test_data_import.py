@@ -335,6 +335,7 @@ def test_what_it_prints(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["import", "my data", "--entities", "entities.jsonl", "--mentions", "mentions.jsonl"])
     said = capsys.readouterr().out.splitlines()
     places = "E7 in mentions.jsonl, line 1; e1 in mentions.jsonl, line 3; E9 in mentions.jsonl, line 4; ..."
+    assert said.pop(0) == "data set written to my data"
     assert said[0] == f"warning: answers that are no entity's id: 12 ({places})"
     problems = "1 of 4 images missing and 1 of 4 images unreadable"
     assert said[1] == f"warning: {problems}, first: dir: not a regular file"
@@ -356,6 +357,7 @@ def test_a_kb_alone(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["import", "out", "--entities", "entities.jsonl"])
     assert len(read_kb(Path("out"), "attr")) == 2
     assert capsys.readouterr().out.splitlines() == [
+        "data set written to out",
         "entities: 2, 0 with desc",
         "entity images: 0, of which 0 missing; 2 without any",
         "next: python -m m3el_fast.index build CHECKPOINT --kb out --out INDEX",
@@ -368,7 +370,7 @@ def test_a_test_split_alone(work: Path, capsys: pytest.CaptureFixture[str]) -> N
     main(["import", "out", "--entities", "entities.jsonl", "--test", "m.jsonl"])
     assert [one.answer for one in read_mentions(Path("out"), "test")] == ["E1", None]
     assert {path.name for path in Path("out").glob("*_*.json")} == {"kb_entity.json", "out_test.json"}
-    assert capsys.readouterr().out.splitlines()[2:] == [
+    assert capsys.readouterr().out.splitlines()[3:] == [
         "test: 2 mentions, 1 nil, 0 with an answer that is not in the KB",
         "test images: 0, of which 0 missing; 2 without any",
         "next: python -m m3el_fast.evaluate CHECKPOINT --data out",

@@ -17,7 +17,7 @@ from m3el_fast.train import train
 from tiny import tiny_config, write_tiny
 
 # Ids of the tiny data set, and those of the pages that they become.
-IDS = {"Q0": "Q1372", "Q1": "Q42", "Q2": "Q64"}
+IDS = {"Q0": "Q2249", "Q1": "Q42", "Q2": "Q64"}
 PICTURES = ("photo.jpg", "kb/Q1.jpg")
 MENTIONS = [
     {"mention": "Elm", "sentence": "We saw the inn number 0", "image": "photo.jpg"},

@@ -120,7 +120,5 @@ def test_what_the_hub_refuses_is_one_line(call: Call, message: str, hub: FakeHub
 
 def test_no_hub_at_all(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(
-        InputError, match="me/model: expected a checkpoint folder or a Hub name, got no such folder, and"
-    ):
+    with pytest.raises(InputError, match=r"me/model: .* got no such folder, none in the cache, and no connection"):
         load_model("me/model")

@@ -225,8 +225,9 @@ def test_opcheck(kind: str) -> None:
     tensors, duplicates, terms = rows(9, 6), duplicates_of(kind, 9), (2.0, 1.0, 2.0, 0.7, True)
     leaves = [t.requires_grad_() for t in tensors]
     check(named.native_contrastive.default, (*leaves, duplicates, 2, 7, *terms, True, True))
+    made = native_losses.contrastive(*leaves, duplicates, 2, 7, *terms, True, True)
+    assert [t.requires_grad for t in made] == [True, False, False, False]  # what is kept has no gradient
     plain = [t.detach() for t in tensors]
-    made = native_losses.contrastive(*plain, duplicates, 2, 7, *terms, True, True)
     arguments = (torch.tensor(1.0), *made[1:], *plain, duplicates, 2, 7, *terms, True, True)
     check(named.native_contrastive_backward.default, arguments)
     gold = torch.arange(18) if kind == "ids" else None

@@ -110,7 +110,10 @@ def test_its_numbers_are_those_of_the_evaluation(shown: tuple[str, dict[str, obj
     assert facts["expected calibration error (ECE)"] == [f"{trust['ece']:.4f}"]
     assert facts["negative log-likelihood of the answer"] == [f"{trust['nll']:.4f}"]
     assert facts["F1 of NIL"] == [f"{trust['nil']['f1']:.4f}"]
-    assert facts["mentions without an answer (NIL)"] == ["2"]
+    nil = trust["nil"]
+    assert facts["mentions linked to nothing"] == [str(nil["dropped"])]
+    assert facts["of them without an answer (NIL)"] == [f"{nil['found']} of 2"]
+    assert facts["of them with the answer as best entity"] == [str(nil["lost"])]
     rows = parsed.tables[2][1:]
     assert rows == [[str(b["mentions"]), f"{b['confidence']:.4f}", f"{b['accuracy']:.4f}"] for b in trust["bins"]]
     assert bins
@@ -149,6 +152,46 @@ def test_the_worst_misses_come_first(shown: tuple[str, dict[str, object]], train
         assert scores[1] >= scores[0]
         assert case.count("<li><span>text</span>") == 6
         assert re.findall(r"probability ([^<]+)<", case)[1:] in probabilities
+
+
+def test_only_the_worst_are_shown_where_there_are_many(
+    shown: tuple[str, dict[str, object]], trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("m3el_fast.report.contents.MISSES", 2)
+    evaluate([trained.checkpoint, "--nil-threshold", "0.05", "--report", str(tmp_path / "out.html")])
+    page = (tmp_path / "out.html").read_text(encoding="utf-8")
+    total = shown[0].count("<article")
+    assert f"<p>All {total} mentions whose answer is not at rank 1, " in shown[0]
+    assert f"<p>2 of {total} mentions whose answer is not at rank 1, " in page
+    title = r'<h3 id="case-\d"><span class="soft">\d of \d+</span> (.*?)</p></div>'
+    assert re.findall(title, page) == re.findall(title, shown[0])[:2]
+
+
+def test_misses_that_are_linked_to_nothing_say_so(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where every mention of the split has an answer, and F1 of NIL would mean nothing."""
+    data = trained.copy_data(tmp_path / "data")
+    records = json.loads((data / "TINY_test.json").read_text())[:24]
+    (data / "TINY_test.json").write_text(json.dumps(records))
+    arguments = [trained.checkpoint, "--data", str(data), "--report", str(tmp_path / "out.html")]
+    evaluate([*arguments, "--nil-threshold", "1", "--output", str(tmp_path / "metrics.json")])
+    page = (tmp_path / "out.html").read_text(encoding="utf-8")
+    facts = cells(Parsed(page), 3)
+    right = round(24 * json.loads((tmp_path / "metrics.json").read_text())["calibration"]["accuracy"])
+    assert facts["mentions linked to nothing"] == ["24"]
+    assert facts["of them without an answer (NIL)"] == ["0 of 0"]
+    assert facts["of them with the answer as best entity"] == [str(right)]
+    assert page.count("</b>, linked to nothing") == page.count("<article") > 0
+    assert "F1 of NIL" not in page
+    assert f"no entity below 1.0000: 24 mentions, {right} whose best entity is" in capsys.readouterr().out
+    probabilities = [float(found) for found in re.findall(r"1\.</span>.*?probability ([\d.]+)", page)]
+    middle = sorted(probabilities)[len(probabilities) // 2] + 0.0005  # half of the last digit shown
+    evaluate([*arguments, "--nil-threshold", str(middle)])
+    page = (tmp_path / "out.html").read_text(encoding="utf-8")
+    dropped = [", linked to nothing" in case for case in page.split("<article")[1:]]
+    assert dropped == [probability < middle for probability in probabilities]
+    assert 0 < sum(dropped) < len(dropped)
 
 
 def linked(trained: Trained) -> list[list[str]]:
@@ -323,7 +366,7 @@ def test_a_page_is_small_whatever_its_pictures_show(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("rank", "expected"), [(2.0, "2"), (1_234_567.0, "1,234,567"), (109_975.5, "109,975.5")])
 def test_a_rank_is_shown_in_full(rank: float, expected: str) -> None:
     choice = Choice("Q1", "Elm", None, {"union": -1.0, "text": -2.0}, None, True)
-    page = cases([Miss(Mention("1", "Elm", "", None, "Q1"), rank, choice, [choice])])
+    page = cases([Miss(Mention("1", "Elm", "", None, "Q1"), rank, choice, [choice], False)])
     assert f"answer at rank <b>{expected}</b>" in page
     assert "<span>image</span>" not in page  # the model has no such score
 
