@@ -27,7 +27,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     command += ["--benchmark", "--scale", "tiny", f"--benchmark-json={results}"]
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "0"}
-    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}  # of plugins that are not loaded
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2, done.stdout + done.stderr  # planted: a wrong result, and an interrupt at the end
     return done.stdout, results

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
-import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -209,42 +207,3 @@ def test_evaluation_measures_it(trained: Trained, tmp_path: Path, capsys: pytest
     )
     assert said in printed
     assert f"answer; precision {nil['precision']:.4f}, recall {nil['recall']:.4f}, F1 {nil['f1']:.4f}; " in printed
-
-
-# -- the how-to pages -------------------------------------------------------------------------------------------------
-
-HOW_TO = Path(__file__).parents[1] / "docs" / "how-to"
-COMMANDS = {"calibrate": calibrate, "link": link, "evaluate": evaluate}
-
-
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (HOW_TO / page).read_text(encoding="utf-8"), re.DOTALL)
-
-
-@pytest.mark.parametrize("page", ["confidence-and-nil.md", "evaluation-report.md"])
-def test_their_commands_run(page: str, trained: Trained, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(work)
-    shutil.copytree(trained.checkpoint, work / "CHECKPOINT")
-    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
-    assert lines
-    for line in lines:
-        *start, command = shlex.split(line, comments=True)[:3]
-        assert start == ["python", "-m"]
-        COMMANDS[command.removeprefix("m3el_fast.")](shlex.split(line, comments=True)[3:])
-
-
-def test_their_python_runs_and_prints(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = blocks("confidence-and-nil.md", "python")
-    exec(code.replace("CHECKPOINT", trained.checkpoint), {})
-    entity, best = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"Q\d+|None", entity)
-    name, probability = best.rsplit(maxsplit=1)
-    assert name.startswith("Elm ") and 0 < float(probability) < 1
-
-
-def test_their_line_looks_like_those_of_the_command(trained: Trained, work: Path) -> None:
-    (shown,) = map(json.loads, blocks("confidence-and-nil.md", "json"))
-    link(link_arguments(trained, work, "-k", "1"))
-    (found,) = read(work)[1]["links"]
-    assert shown.keys() - {"mention", "sentence"} == read(work)[1].keys() - MENTIONS[1].keys() == {"entity", "links"}
-    assert list(shown["links"][0]) == list(found) and list(shown["links"][0]["components"]) == list(found["components"])
