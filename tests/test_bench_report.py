@@ -1,118 +1,22 @@
-"""bench/report.py: what is read from results files, what the page says, the README's table."""
+"""bench/report.py: what the page says, the README's table."""
 
 from __future__ import annotations
 
 import copy
-import json
 from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bench import report, report_page, report_readme
-from bench.report_data import GPU_GROUPS, GPU_PARTS, Record, Run, load
+from bench.report_data import GPU_PARTS, Record, Run, load
 from bench.report_figures import compared, fitted
 from bench.report_page import Page, title
 from bench.report_plots import Bar, Series, bars, lines
 from bench.report_text import bytes_text, rate_text, seconds_text, significant
+from bench_results import BENCH, EVIL, GPU, QUALITY, RANKING, RECALL, SCALING, SERVING, entry, session, written
 from m3el_fast.errors import InputError
-
-MACHINE = {"cpu": "Planted & Sons", "cores": 2, "isa": ["avx2"], "memory_gb": 25, "threads": 2, "torch": "2.13.0"}
-BENCH = Path(__file__).resolve().parents[1] / "bench"
-EVIL = "<script>alert('x')</script>"
-
-SERVING: dict[str, Any] = {
-    "machine": MACHINE,
-    "index": "planted",
-    "entities": 18_880,
-    "candidates": 100,
-    "load": [
-        {"clients": 1, "errors": 0, "requests/s": 106.9, "p50 ms": 9.24, "p99 ms": 12.7},
-        {"clients": 8, "errors": 0, "requests/s": 349.3, "p50 ms": 22.4, "p99 ms": 31.3},
-    ],
-}
-
-
-def entry(name: str, rate: float | None, **info: Any) -> dict[str, Any]:
-    known = {} if rate is None else {"pairs/s": rate, "spread": 0.02, "rounds": 3}
-    return {
-        "fullname": f"bench/test_planted.py::test[{name}]",
-        "extra_info": {"name": name, "unit": "pairs", "bars": {}, **known, **info},
-        "stats": None if rate is None else {"median": 1000 / rate},
-    }
-
-
-def session(*entries: dict[str, Any], **info: Any) -> dict[str, Any]:
-    machine = {"m3el_fast": MACHINE, "python_version": "3.11.7", **info}
-    return {
-        "machine_info": machine,
-        "benchmarks": entries,
-        "datetime": "2026-11-21T07:04:53.2+00:00",
-        "version": "5.3.1",
-    }
-
-
-RANKING = session(
-    entry("released eager, tuned malloc", 38_936.0),
-    entry("released eager, default malloc", 21_464.7, **{"peak MB": 207.6}),
-    entry("a peer | of others", 170_360.4),
-    entry(
-        "ranking, m3el, avx512bf16",
-        1_226_492.1,
-        **{
-            "x released eager, tuned malloc": 31.5,
-            "x released eager, default malloc": 57.1,
-            "x a peer | of others": 7.2,
-        },
-        **{"share of limit": 1.126, "peak MB": 23.7, "p99 ms": 12.5},
-        bars={"a peer | of others": "2.5: met", "peak MB": "20: missed", "share of limit": "0.6: met"},
-    ),
-    entry("ranking, m3el, avx2", 324_088.4),
-    entry("ranking, m3el, scalar", 9_000.0),
-    entry("ranking, mimic, avx512bf16", 2_252_885.8),
-    entry(EVIL, None, bars={"share of limit": "0.7: not measured"}),
-)
-SCALING = {"axis": "E", "points": [[1000, 0.01, 1e6], [10_000, 0.1, None], [100_000, None, 3e6]], "exponent": 0.985}
-RECALL = {
-    "machine": {**MACHINE, "threads": 1},
-    "data": EVIL,
-    "split": "test",
-    "mentions": 5169,
-    "entities": 18_880,
-    "curve": [
-        {"candidates": n, "recall of the best 1": 1.0, "recall of the best 10": 0.81, "hits@1": 0.8, "seconds": s}
-        for n, s in ((18_880, 40.2), (10, 1.6), (100, 2.5))
-    ],
-}
-QUALITY = {
-    "machine": "two cores",
-    "date": "2026-11-21",
-    "split": "test",
-    "sample": {"full model": {"hits": {"1": 0.9716, "3": 0.998}, "mrr": 0.984}},
-}
-GPU = session(
-    {**entry("ranks: eager", 500.0, **{"peak MB": 30.0}), "fullname": "bench/test_gpu_scan.py::test_scan[ranks-eager]"},
-    {
-        **entry(
-            "ranks",
-            2000.0,
-            **{"x ranks: eager": 4.0, "memory x eager": 30.0, "share of limit": 0.5, "peak MB": 1.0},
-            **{"torch.compile": "not measured: out of memory"},
-            bars={"pairs/s": "1,000: met", "ranks: eager": "5: missed", "memory x eager": "20: met"},
-        ),
-        "fullname": "bench/test_gpu_scan.py::test_scan[ranks-ours]",
-    },
-    m3el_fast={**MACHINE, "gpu": "H100"},
-    scale="paper",
-)
-
-
-def written(folder: Path, data: object, name: str = "planted-2026-11-21.json") -> Path:
-    path = folder / name
-    path.write_text(json.dumps(data))
-    return path
 
 
 def page(folder: Path, *data: object) -> str:
@@ -148,96 +52,6 @@ class Reader(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data + " "
-
-
-def test_session_is_read(tmp_path: Path) -> None:
-    run = load(written(tmp_path, RANKING))
-    assert isinstance(run, Run)
-    record = run.by_name()["ranking, m3el, avx512bf16"]
-    assert (record.rate, record.spread, record.rounds, record.share) == (1_226_492.1, 0.02, 3, 1.126)
-    assert record.peak == pytest.approx(23.7e6)
-    assert record.ratios["a peer | of others"] == 7.2
-    assert record.facts == {"p99 ms": 12.5}
-    assert record.command == "pytest 'bench/test_planted.py::test[ranking, m3el, avx512bf16]' --benchmark"
-    assert [r.is_peer for r in run.records] == [True] * 3 + [False] * 5
-    assert run.machine["python"] == "3.11.7" and run.date == "2026-11-21T07:04:53"
-
-
-def test_command_of_a_record_and_of_a_scale(tmp_path: Path) -> None:
-    run = load(written(tmp_path, session(entry("a", 1.0, command="make it"), entry("b", 1.0), scale="million")))
-    assert isinstance(run, Run)
-    assert run.records[0].command == "make it"
-    assert run.records[1].command == "pytest 'bench/test_planted.py::test[b]' --benchmark --scale million"
-    assert run.command(["bench/test_planted.py"]) == "pytest bench/test_planted.py --benchmark --scale million"
-
-
-def test_gpu_benchmarks_are_read(tmp_path: Path) -> None:
-    run = load(written(tmp_path, GPU))
-    assert isinstance(run, Run) and run.gpu
-    eager, own = run.records
-    assert eager.is_peer and own.ratios == {"ranks: eager": 4.0}
-    assert own.bars == {"pairs/s": "1,000: met", "eager": "5: missed", "memory x eager": "20: met"}
-    assert own.facts == {"memory x eager": 30.0, "torch.compile": "not measured: out of memory"}
-    assert run.command([own.group]) == "pytest bench/test_gpu_scan.py --benchmark --scale paper"
-    other = load(written(tmp_path, RANKING))
-    assert isinstance(other, Run) and not other.gpu
-
-
-def test_parts_of_the_gpu_benchmarks() -> None:
-    assert sorted(GPU_GROUPS.values()) == sorted(f"bench/{path.name}" for path in BENCH.glob("test_gpu_*.py"))
-
-
-def broken(*path: Any, value: Any = None) -> dict[str, Any]:
-    """The session without a key, or with another value there."""
-    data: Any = copy.deepcopy(RANKING)
-    data["benchmarks"] = list(data["benchmarks"])
-    place = data
-    for key in path[:-1]:
-        place = place[key]
-    if value is None:
-        del place[path[-1]]
-    else:
-        place[path[-1]] = value
-    return data
-
-
-@pytest.mark.parametrize(
-    ("data", "got"),
-    [
-        ([1], "got list"),
-        ({"a": 1, "b": 2}, "got keys a, b"),
-        (broken("machine_info", "m3el_fast"), "no 'm3el_fast'"),
-        (broken("benchmarks", 0, "extra_info", "name"), "no 'name'"),
-        (broken("benchmarks", 0, "extra_info", "pairs/s", value="fast"), "expected a finite number, got 'fast'"),
-        (broken("benchmarks", 0, "extra_info", "spread", value=float("nan")), "expected a finite number, got nan"),
-        (broken("benchmarks", 3, "extra_info", "bars", value={"peak MB": "met"}), "could not convert"),
-        (session(entry("a", 1.0, scaling={"axis": "E", "points": [[1, 2]]})), "not enough values"),
-        (session(entry("a", 1.0, scaling={"axis": "E", "points": [[0, 2, 3]]})), "sizes above 0"),
-        ({**RECALL, "curve": []}, "candidates and seconds"),
-        ({**QUALITY, "sample": {"full model": {"hits": {}, "mrr": 1.0}}}, "no '1'"),
-    ],
-)
-def test_broken_files_are_refused_by_name(data: object, got: str, tmp_path: Path) -> None:
-    path = written(tmp_path, data)
-    with pytest.raises(InputError) as caught:
-        load(path)
-    assert str(caught.value).startswith(f"{path}: expected a results file") and got in str(caught.value)
-
-
-def test_what_is_no_json_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
-    with pytest.raises(InputError, match=r"x\.json: expected .*, got No such file"):
-        load(path)
-    path.write_text("{")
-    with pytest.raises(InputError, match=r"x\.json: expected .*, got no JSON"):
-        load(path)
-
-
-def test_a_load_without_one_client(tmp_path: Path) -> None:
-    path = tmp_path / "serve.json"
-    path.write_text(json.dumps({**SERVING, "load": SERVING["load"][1:]}))
-    with pytest.raises(InputError, match="got expected one client in the first entry of the load"):
-        load(path)
 
 
 def test_page_has_every_section_and_needs_nothing_else(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
 import json
 import socket
 import threading
@@ -12,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import uvicorn
+from PIL import Image
 
 from index_cases import Case, make_case
 from m3el_fast.data.layout import read_kb
@@ -25,7 +29,19 @@ from m3el_fast.serve.protocol import uvicorn_options
 from m3el_fast.serve.service import Service
 from m3el_fast.serve.swapping import IndexInUse
 
+GOOD = {"mention": "Elm", "sentence": "x"}
 MARKUP = '<img src=x onerror="window.hit=1"><b>Elm</b> & "inn"'
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (20, 16), kind: str = "PNG", **options: Any) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels, "RGBA").convert(mode).save(out, kind, **options)
+    return out.getvalue()
+
+
+def coded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ import pytest
 from m3el_fast.serve import protocol, reading
 from m3el_fast.serve.limits import Limits
 from m3el_fast.serve.service import Service
-from serve.serving import Served, running
-from serve.test_serve_api import GOOD, coded, picture
+from serve.serving import GOOD, Served, coded, picture, running
 
 BODY = {"mentions": [GOOD]}
 
